@@ -1,0 +1,1 @@
+"""The method in plain torch: networks, maths and files. Imports neither ComfyUI nor diffusers."""
