@@ -1,0 +1,44 @@
+"""An identity: the W+ code of a face, and where it came from."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from .errors import WPlusError
+
+
+@dataclass(frozen=True)
+class Identity:
+    """Codes w [B, L, 512] in float32: one person's face, or one face per picture of a batch.
+
+    provenance: JSON values: source files with their hashes, the encoder, the edits made since.
+    thumbnail: a picture [H, W, 3] in uint8, or None.
+    """
+
+    w: Tensor
+    name: str = ""
+    provenance: dict[str, Any] = field(default_factory=dict)
+    thumbnail: Tensor | None = None
+
+    def __post_init__(self):
+        w, thumbnail = self.w, self.thumbnail
+        if not isinstance(w, Tensor) or not w.is_floating_point() or w.ndim not in (2, 3) or 0 in w.shape:
+            came = f"{w.dtype} {list(w.shape)}" if isinstance(w, Tensor) else type(w).__name__
+            raise WPlusError(f"an identity's codes must be a float tensor [B, L, 512] or [L, 512], got {came}")
+        w = w.detach().float()
+        if not torch.isfinite(w).all():
+            raise WPlusError("an identity's codes hold NaN or Inf; encode the photo again")
+        object.__setattr__(self, "w", w if w.ndim == 3 else w[None])
+        if thumbnail is not None and (thumbnail.dtype != torch.uint8 or thumbnail.shape[2:] != (3,)):
+            raise WPlusError(f"a thumbnail must be uint8 [H, W, 3], got {thumbnail.dtype} {list(thumbnail.shape)}")
+
+    def __len__(self) -> int:
+        return len(self.w)
+
+    def __repr__(self) -> str:
+        b, layers, dim = self.w.shape
+        return f"Identity({self.name or 'unnamed'}: {b} code{'s' * (b > 1)} of {layers} x {dim})"
