@@ -1,0 +1,94 @@
+"""What the adapter costs in a UNet step: plain, reference form and folded, interleaved in one run.
+
+    python benchmarks/step_overhead.py                      # SD1.5 size, random weights, 32 and 64 px latents, CPU
+    python benchmarks/step_overhead.py --device cuda --dtypes float16 bfloat16 --rounds 50
+
+Each round times the three forms one after the other, in an order that rotates; a ratio is the median over the rounds of
+form / plain within the round, so a slow stretch of the machine does not count for one form alone. "plain again" times the
+plain model a second time in each round: its ratio's distance from 1 is the noise of the measurement.
+The last line is a JSON object: folded_over_plain and reference_over_plain (the worst over the settings),
+resident_bytes (what one identity keeps on the device while sampling, float16), and every setting's numbers.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import statistics
+import time
+
+import torch
+from comfyui_wplus.train.attention import cross_attention_channels, install
+from comfyui_wplus.wplus_core.adapter import AdapterConfig, WPlusAdapter
+from diffusers import UNet2DConditionModel
+
+
+def timed(step, device: str) -> float:
+    if device == "cuda":
+        torch.cuda.synchronize()
+    start = time.perf_counter()
+    step()
+    if device == "cuda":
+        torch.cuda.synchronize()
+    return time.perf_counter() - start
+
+
+def measure(unet, adapter, side: int, dtype: torch.dtype, device: str, rounds: int) -> dict[str, float]:
+    z = torch.randn(2, 4, side, side, device=device, dtype=dtype)
+    text = torch.randn(2, 77, 768, device=device, dtype=dtype)
+    w = torch.randn(2, adapter.config.w_layers, adapter.config.w_dim, device=device)
+    forms = {
+        "plain": None,
+        "plain again": None,
+        "reference": adapter.residual(adapter.mapping(w)),
+        "folded": adapter.fold(w).to(dtype=dtype),
+    }
+
+    def step(wplus):
+        return lambda: unet(z, 500, text, cross_attention_kwargs={"wplus": wplus})
+
+    for wplus in forms.values():
+        step(wplus)()
+    times = {name: [] for name in forms}
+    for i in range(rounds):
+        names = list(forms)
+        for name in names[i % len(names) :] + names[: i % len(names)]:
+            times[name].append(timed(step(forms[name]), device))
+    ratios = {
+        f"{name}_over_plain".replace(" ", "_"): statistics.median(
+            a / b for a, b in zip(times[name], times["plain"], strict=True)
+        )
+        for name in list(forms)[1:]
+    }
+    return {"plain_s": statistics.median(times["plain"])} | ratios
+
+
+@torch.inference_mode()
+def main():
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--device", default="cpu", choices=("cpu", "cuda"))
+    parser.add_argument("--dtypes", nargs="+", default=["float32", "bfloat16"])
+    parser.add_argument("--latents", nargs="+", type=int, default=[32, 64])
+    parser.add_argument("--rounds", type=int, default=12)
+    args = parser.parse_args()
+    torch.manual_seed(0)
+    with torch.device(args.device):
+        unet = UNet2DConditionModel(sample_size=64, cross_attention_dim=768).eval()
+        install(unet)
+        adapter = WPlusAdapter(AdapterConfig(channels=cross_attention_channels(unet))).eval()
+    resident = adapter.fold(torch.randn(1, 18, 512, device=args.device)).to(dtype=torch.float16).nbytes
+    settings = []
+    for name in args.dtypes:
+        dtype = getattr(torch, name)
+        unet.to(dtype)
+        adapter.to(dtype)
+        for side in args.latents:
+            numbers = measure(unet, adapter, side, dtype, args.device, args.rounds)
+            settings.append({"dtype": name, "latents": side} | numbers)
+            print(json.dumps(settings[-1]), flush=True)
+    result = {k: max(s[k] for s in settings) for k in ("folded_over_plain", "reference_over_plain")}
+    print(json.dumps(result | {"resident_bytes": resident, "device": args.device, "settings": settings}))
+
+
+if __name__ == "__main__":
+    main()

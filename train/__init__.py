@@ -1,0 +1,1 @@
+"""Training on diffusers: attention processors, data, objectives and the loop."""

@@ -1,0 +1,75 @@
+"""The W+ adapter in diffusers' SD1.x UNet, by attention processors.
+
+    install(unet)
+    unet(z, t, c, cross_attention_kwargs={"wplus": adapter.residual(tokens)})         # the form that training needs
+    unet(z, t, c, cross_attention_kwargs={"wplus": adapter.fold(w).scaled(0.8)})      # the form for sampling
+    unet(z, t, c)                                                                     # the plain model
+"""
+
+from __future__ import annotations
+
+from typing import Protocol
+
+import torch.nn.functional as F
+from diffusers import UNet2DConditionModel
+from diffusers.models.attention_processor import Attention
+from torch import Tensor
+
+from ..wplus_core.errors import WPlusError
+
+
+class Residual(Protocol):
+    """What `wplus` must offer: `TokenResidual` and `FoldedAdapter` do."""
+
+    def add(self, h: Tensor, i: int) -> Tensor: ...
+
+
+class WPlusAttnProcessor:
+    """Attention as diffusers' AttnProcessor2_0 does it; cross-attention i adds `wplus` to its output before to_out.
+
+    layer: i in the order of the adapter's layers, or None for a self-attention, which ignores `wplus`.
+    """
+
+    def __init__(self, layer: int | None):
+        self.layer = layer
+
+    def __call__(
+        self,
+        attn: Attention,
+        hidden_states: Tensor,
+        encoder_hidden_states: Tensor | None = None,
+        attention_mask: Tensor | None = None,
+        temb: Tensor | None = None,
+        wplus: Residual | None = None,
+    ) -> Tensor:
+        context = hidden_states if encoder_hidden_states is None else encoder_hidden_states
+        if attention_mask is not None:
+            attention_mask = attn.prepare_attention_mask(attention_mask, context.shape[1], len(context))
+            attention_mask = attention_mask.unflatten(0, (-1, attn.heads))
+        qkv = attn.to_q(hidden_states), attn.to_k(context), attn.to_v(context)
+        q, k, v = (x.unflatten(-1, (attn.heads, -1)).transpose(1, 2) for x in qkv)
+        h = F.scaled_dot_product_attention(q, k, v, attn_mask=attention_mask).transpose(1, 2).flatten(2)
+        if wplus is not None and self.layer is not None:
+            h = wplus.add(h, self.layer)
+        return attn.to_out[1](attn.to_out[0](h))
+
+
+def cross_attention_names(unet: UNet2DConditionModel) -> list[str]:
+    """The UNet's cross-attentions in the order of the adapter's layers."""
+    return [name for name in unet.attn_processors if ".attn2." in name]
+
+
+def cross_attention_channels(unet: UNet2DConditionModel) -> tuple[int, ...]:
+    """C of each cross-attention, in the order of the adapter's layers: the `channels` of its AdapterConfig."""
+    return tuple(
+        unet.get_submodule(name.removesuffix(".processor")).to_q.out_features for name in cross_attention_names(unet)
+    )
+
+
+def install(unet: UNet2DConditionModel):
+    """Replace the UNet's attention processors by ours; without `wplus` it stays the plain model, bit for bit."""
+    names = cross_attention_names(unet)
+    if not names or unet.config.cross_attention_dim != 768:
+        raise WPlusError(f"expected an SD1.x UNet (context width 768), got width {unet.config.cross_attention_dim}")
+    layers = {name: i for i, name in enumerate(names)}
+    unet.set_attn_processor({name: WPlusAttnProcessor(layers.get(name)) for name in unet.attn_processors})
