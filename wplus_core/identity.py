@@ -16,13 +16,14 @@ class Identity:
     """Codes w [B, L, 512] in float32: one person's face, or one face per picture of a batch.
 
     provenance: JSON values: source files with their hashes, the encoder, the edits made since.
-    thumbnail: a picture [H, W, 3] in uint8, or None.
+    thumbnail: a picture [H, W, 3] in uint8, or None. average: the encoder's average face [L, 512], or None.
     """
 
     w: Tensor
     name: str = ""
     provenance: dict[str, Any] = field(default_factory=dict)
     thumbnail: Tensor | None = None
+    average: Tensor | None = None
 
     def __post_init__(self):
         w, thumbnail = self.w, self.thumbnail
@@ -33,6 +34,8 @@ class Identity:
         if not torch.isfinite(w).all():
             raise WPlusError("an identity's codes hold NaN or Inf; encode the photo again")
         object.__setattr__(self, "w", w if w.ndim == 3 else w[None])
+        if self.average is not None and self.average.shape != self.w.shape[1:]:
+            raise WPlusError(f"the average face must be {list(self.w.shape[1:])}, got {list(self.average.shape)}")
         if thumbnail is not None and (thumbnail.dtype != torch.uint8 or thumbnail.shape[2:] != (3,)):
             raise WPlusError(f"a thumbnail must be uint8 [H, W, 3], got {thumbnail.dtype} {list(thumbnail.shape)}")
 
