@@ -235,8 +235,9 @@ class FoldedAdapter:
 
 
 def pixel_weights(masks: Tensor, size: tuple[int, int]) -> Tensor:
-    """Masks [identities, H, W] in 0..1 as weights [1, h*w, identities] of a feature map of size (h, w).
+    """Masks [I, H, W] or [B, I, H, W] in 0..1 as weights [1 or B, h*w, I] of a feature map of size (h, w).
 
     By area, so that masks which sum to one at a pixel still do after shrinking.
     """
-    return F.interpolate(masks[None].float(), size, mode="area").flatten(2).transpose(1, 2)
+    masks = masks if masks.ndim == 4 else masks[None]
+    return F.interpolate(masks.float(), size, mode="area").flatten(2).transpose(1, 2)

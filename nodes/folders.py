@@ -1,0 +1,85 @@
+"""Where the pack's model files lie, and which file is what (told by its keys, never by its name)."""
+
+from __future__ import annotations
+
+import functools
+import logging
+from pathlib import Path
+
+import folder_paths
+
+from ..wplus_core.errors import FileError
+from ..wplus_core.files import read
+from ..wplus_core.formats import kind_of
+
+log = logging.getLogger(__name__)
+
+KEY = "wplus"
+SUFFIXES = {".safetensors", ".bin", ".pt", ".pth", ".npy", ".dat"}
+SAVED = "wplus"  # subfolder of output/ that the save node writes to
+
+
+def register():
+    """Adds models/wplus; paths from extra_model_paths.yaml under the key `wplus` stay."""
+    folder_paths.add_model_folder_path(KEY, str(Path(folder_paths.models_dir) / "wplus"))
+    paths, extensions = folder_paths.folder_names_and_paths[KEY]
+    folder_paths.folder_names_and_paths[KEY] = (paths, set(extensions) | SUFFIXES)
+
+
+@functools.lru_cache(maxsize=1024)
+def kind(path: str, mtime: float, size: int) -> str:
+    """What a file is; "" and a line in the log, once, for one that cannot be read."""
+    try:
+        return kind_of(read(path, "meta"))
+    except FileError as error:
+        log.warning("W+: not listed: %s", error)
+        return ""
+
+
+def kind_at(path: Path) -> str:
+    stat = path.stat()
+    return kind(str(path), stat.st_mtime, stat.st_size)
+
+
+def model_files(*kinds: str) -> list[str]:
+    """Names in the W+ model folders whose files are of these kinds."""
+    names = [n for n in folder_paths.get_filename_list(KEY) if not n.endswith(".dat")]
+    return [n for n in names if kind_at(model_path(n)) in kinds]
+
+
+def model_path(name: str) -> Path:
+    return Path(folder_paths.get_full_path_or_raise(KEY, name))
+
+
+def identity_files() -> list[str]:
+    """Identities in the W+ model folders, then those saved to output/wplus and put into input/, with their place."""
+    names = model_files("identity", "bare")
+    for place, folder in (("output", Path(folder_paths.get_output_directory()) / SAVED),
+                          ("input", Path(folder_paths.get_input_directory()))):  # fmt: skip
+        base = folder.parent if place == "output" else folder
+        files = sorted(p for p in folder.rglob("*") if p.suffix in SUFFIXES - {".dat"} and p.is_file())
+        names += [f"{p.relative_to(base).as_posix()} [{place}]" for p in files if kind_at(p) in ("identity", "bare")]
+    return names
+
+
+def identity_path(name: str) -> Path:
+    if name.endswith((" [output]", " [input]")):
+        return Path(folder_paths.get_annotated_filepath(name))
+    return model_path(name)
+
+
+def dlib_folders() -> list[Path]:
+    """Where dlib's .dat files may lie: the W+ folders, and the places that other packs have for them."""
+    places = [Path(p) for p in folder_paths.get_folder_paths(KEY)]
+    places += [Path(p) for key in ("dlib", "facedetection") if key in folder_paths.folder_names_and_paths
+               for p in folder_paths.get_folder_paths(key)]  # fmt: skip
+    places += [Path(folder_paths.models_dir) / "dlib"]
+    for packs in folder_paths.get_folder_paths("custom_nodes"):
+        places += sorted(Path(packs).glob("*/dlib"))
+    return [p for p in dict.fromkeys(places) if p.is_dir()]
+
+
+def fingerprint(path: Path) -> str:
+    """Changes when the file does."""
+    stat = path.stat()
+    return f"{path}:{stat.st_mtime_ns}:{stat.st_size}"
