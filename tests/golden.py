@@ -1,6 +1,7 @@
 """Compare ours with the reference implementation's tensors under seeded weights.
 
     python tests/golden.py DIR [--data DIR]
+    python tests/golden.py DIR --comfyui
 
 DIR: a folder of golden .safetensors files. --data: the folder of photos/ and directions/, by default DIR/../data.
 Prints a line per case: name, error, bound, ok. Exits 1 if a case is over its bound or a file has no case.
@@ -10,17 +11,16 @@ Errors are relative, ||ours - golden|| / ||golden|| in float32, unless the case'
 from __future__ import annotations
 
 import argparse
-import json
-import math
+import os
+import subprocess
 import sys
-from collections.abc import Callable, Iterator
-from dataclasses import dataclass
+from collections.abc import Iterator
 from functools import lru_cache
 from pathlib import Path
-from typing import Any
 
 import torch
 import torch.nn.functional as F
+from comfyui.server import environment
 from comfyui_wplus.train.attention import cross_attention_channels, install
 from comfyui_wplus.wplus_core.adapter import (
     AdapterConfig,
@@ -29,64 +29,19 @@ from comfyui_wplus.wplus_core.adapter import (
     add_folded,
     fold_attention,
 )
-from comfyui_wplus.wplus_core.checkpoints import load_directions
+from comfyui_wplus.wplus_core.align import align
+from comfyui_wplus.wplus_core.background import parse
+from comfyui_wplus.wplus_core.direction_files import load_directions
 from comfyui_wplus.wplus_core.encoder import EncoderConfig, build_encoder
+from comfyui_wplus.wplus_core.faces import FaceFinder
 from comfyui_wplus.wplus_core.formats import adapter_from_reference, adapter_to_reference
 from comfyui_wplus.wplus_core.parsing import FaceParser
+from comfyui_wplus.wplus_core.photos import load_photo
 from comfyui_wplus.wplus_core.stylegan2 import Generator, GeneratorConfig, truncate
 from diffusers import UNet2DConditionModel
-from safetensors import safe_open
+from golden_form import Golden, Result, case, largest_difference, relative, report
 from seeded import seed_, seeded_state
 from torch import Tensor
-
-
-@dataclass
-class Golden:
-    """One golden file: its tensors by name, its metadata (JSON values), and where the real data lie."""
-
-    name: str
-    tensors: dict[str, Tensor]
-    metadata: dict[str, Any]
-    data: Path
-
-    def __getitem__(self, key: str) -> Tensor:
-        return self.tensors[key]
-
-    @property
-    def seed(self) -> int:
-        return int(self.metadata["seed"])
-
-    def numbered(self, prefix: str) -> list[tuple[float, Tensor]]:
-        """(x, tensor) of every key `prefix` + x."""
-        return [(float(k.removeprefix(prefix)), x) for k, x in self.tensors.items() if k.startswith(prefix)]
-
-
-@dataclass
-class Result:
-    name: str
-    error: float
-    bound: float
-
-    @property
-    def ok(self) -> bool:
-        return self.error <= self.bound
-
-
-CASES: dict[str, Callable[[Golden], Iterator[Result]]] = {}
-
-
-def case(name: str):
-    def register(function):
-        CASES[name] = function
-        return function
-
-    return register
-
-
-def relative(ours: Tensor, golden: Tensor) -> float:
-    if ours.shape != golden.shape:
-        return math.inf
-    return ((ours.float() - golden.float()).norm() / golden.float().norm()).item()
 
 
 @lru_cache(1)
@@ -226,12 +181,21 @@ def stylegan2(g: Golden) -> Iterator[Result]:
 
 @case("photo_to_w")
 def photo_to_w(g: Golden) -> Iterator[Result]:
-    parser = seed_(FaceParser(), g.seed, "parse.")
-    encoder = seeded_e4e(g.seed)
-    codes = encoder(g["masked_image"][None].float())
+    photo = load_photo(g.data / "photos" / g.metadata["photo"])
+    faces = FaceFinder()(photo, order="as-found")
+    boxes, points = torch.tensor([f.box for f in faces]), torch.stack([torch.from_numpy(f.points) for f in faces])
+    yield Result("boxes (pixels)", largest_difference(boxes, g["rects"]), 0)
+    yield Result("landmarks (pixels)", largest_difference(points, g["landmarks"]), 1)
+    theirs = load_photo(g.path.with_name("aligned.png")).pixels
+    ours = align(photo.pixels, [faces[0].landmarks], theirs.shape[-1], "black").images[0]
+    yield Result("aligned (root mean square; 0.01 is 40 dB)", (ours - theirs).square().mean().sqrt().item(), 0.01)
+    regions = parse(theirs[None], seed_(FaceParser(), g.seed, "parse."))
+    differ = regions.classes[:, ::4, ::4] != g["parse_classes_stride4"]
+    yield Result("classes of the same crop (part that differs)", differ.float().mean().item(), 0.005)
+    differ = regions.mask("background")[0, 0] != g["background_mask"]
+    yield Result("background of the same crop (part that differs)", differ.float().mean().item(), 0.005)
+    codes = seeded_e4e(g.seed)(g["masked_image"][None].float())
     yield Result("w from the masked picture", relative(codes, g["w_from_half_image"]), 1e-4)
-    assert parser
-    raise NotImplementedError("alignment and parsing of the photo")
 
 
 @case("directions")
@@ -253,51 +217,26 @@ def find_direction(folder: Path, name: str):
     raise LookupError(f"no direction {name!r} in {folder}")
 
 
-def read(path: Path, data: Path) -> Golden:
-    with safe_open(path, framework="pt") as f:
-        metadata = {k: json.loads(v) for k, v in (f.metadata() or {}).items()}
-        return Golden(path.stem, {k: f.get_tensor(k) for k in f.keys()}, metadata, data)
-
-
-def case_of(name: str) -> Callable[[Golden], Iterator[Result]] | None:
-    """`attention_320` is a case of `attention`; the longest matching name wins."""
-    matching = [c for c in CASES if name == c or name.startswith(f"{c}_")]
-    return CASES[max(matching, key=len)] if matching else None
-
-
-@torch.inference_mode()
-def run(path: Path, data: Path) -> Iterator[Result | str]:
-    """The results of one golden file; a string says why there are none."""
-    function = case_of(path.stem)
-    if function is None:
-        yield "no case for this file"
-        return
-    try:
-        yield from function(read(path, data))
-    except (NotImplementedError, LookupError, FileNotFoundError) as e:
-        yield f"missing: {e}"
-
-
 def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("golden", type=Path, metavar="DIR")
     parser.add_argument("--data", type=Path, help="folder with photos/ and directions/ (default: DIR/../data)")
+    parser.add_argument("--comfyui", action="store_true", help="the unet and sampling cases through ComfyUI's sampler")
     args = parser.parse_args()
     paths = sorted(args.golden.glob("*.safetensors"))
     if not paths:
         parser.error(f"no .safetensors files in {args.golden}")
-    bad = 0
-    for path in paths:
-        for result in run(path, args.data or args.golden.resolve().parent / "data"):
-            if isinstance(result, str):
-                print(f"{path.stem}: {result}  FAIL")
-                bad += 1
-            else:
-                verdict = "ok" if result.ok else "FAIL"
-                print(f"{path.stem}: {result.name}  {result.error:.2e}  <= {result.bound:g}  {verdict}", flush=True)
-                bad += not result.ok
-    print(f"{bad} failed" if bad else "all ok")
-    return 1 if bad else 0
+    if args.comfyui:
+        return run_in_comfyui(args.golden)
+    return 1 if report(paths, args.data or args.golden.resolve().parent / "data") else 0
+
+
+def run_in_comfyui(folder: Path) -> int:
+    """The cases of tests/in_process/golden_comfyui.py in ComfyUI's own Python."""
+    checkout, python = environment("newest")
+    script = Path(__file__).parent / "in_process" / "golden_comfyui.py"
+    env = os.environ | {"COMFYUI_CHECKOUT": str(checkout)}
+    return subprocess.run([python, script, folder.resolve()], env=env).returncode
 
 
 if __name__ == "__main__":
