@@ -16,6 +16,7 @@ import safetensors.torch
 import torch
 from comfyui_wplus.wplus_core import checkpoints as ck
 from comfyui_wplus.wplus_core.adapter import AdapterConfig, WPlusAdapter
+from comfyui_wplus.wplus_core.direction_files import load_directions, save_directions
 from comfyui_wplus.wplus_core.directions import Direction
 from comfyui_wplus.wplus_core.encoder import EncoderConfig, build_encoder
 from comfyui_wplus.wplus_core.errors import FileError
@@ -179,10 +180,12 @@ def test_bare_codes(tmp_path, suffix, shape):
 
 def test_an_identity_comes_back_whole(tmp_path):
     thumbnail = torch.randint(0, 256, (16, 16, 3), dtype=torch.uint8)
-    identity = Identity(torch.randn(2, 18, 512), "Anna", {"edits": [["smile", 2.0]], "source": "é.jpg"}, thumbnail)
+    provenance, average = {"edits": [["smile", 2.0]], "source": "é.jpg"}, torch.randn(18, 512)
+    identity = Identity(torch.randn(2, 18, 512), "Anna", provenance, thumbnail, average)
     ck.save_identity(identity, tmp_path / "anna.safetensors")
     back = ck.load_identity(tmp_path / "anna.safetensors")
     assert torch.equal(back.w, identity.w) and torch.equal(back.thumbnail, thumbnail)
+    assert torch.equal(back.average, average)
     assert (back.name, back.provenance) == (identity.name, identity.provenance)
     assert repr(back) == "Identity(Anna: 2 codes of 18 x 512)"
 
@@ -192,9 +195,9 @@ def test_directions_come_back_whole(tmp_path):
         Direction("smile/wide", torch.randn(1, 512), (0, 8), source="InterFaceGAN"),
         Direction("hair", torch.randn(18, 512), None, torch.randn(512)),
     ]
-    ck.save_directions(directions, tmp_path / "d.safetensors")
+    save_directions(directions, tmp_path / "d.safetensors")
     w = torch.randn(2, 18, 512)
-    for a, b in zip(directions, ck.load_directions(tmp_path / "d.safetensors"), strict=True):
+    for a, b in zip(directions, load_directions(tmp_path / "d.safetensors"), strict=True):
         assert (a.name, a.layers, a.source) == (b.name, b.layers, b.source)
         assert torch.equal(a.move(w, 1.5), b.move(w, 1.5))
 
@@ -202,7 +205,7 @@ def test_directions_come_back_whole(tmp_path):
 @needs_data
 def test_real_codes_and_directions():
     assert ck.load_identity(DATA / "codes/1.pth").w.shape == (1, 18, 512)
-    groups = {p: ck.load_directions(p) for p in (DATA / "directions").rglob("*") if p.suffix in (".pt", ".pth", ".npy")}
+    groups = {p: load_directions(p) for p in (DATA / "directions").rglob("*") if p.suffix in (".pt", ".pth", ".npy")}
     named = {p.name: [d.name for d in ds] for p, ds in groups.items()}
     assert named["smile.npy"] == ["smile"] and named["pose.pt"] == ["pose"]
     assert len(named["att_direction_scale.pth"]) == 17 and len(set(named["att_direction_scale.pth"])) == 17
@@ -309,7 +312,7 @@ def numpy_objects(path, payload):
 
 
 @pytest.mark.parametrize("write", [torch_zip, torch_legacy, plain_pickle, numpy_objects])
-@pytest.mark.parametrize("load", [ck.load_adapter, ck.load_encoder, ck.load_identity, ck.load_directions])
+@pytest.mark.parametrize("load", [ck.load_adapter, ck.load_encoder, ck.load_identity, load_directions])
 def test_a_file_that_would_execute_code_is_refused(tmp_path, write, load):
     mark, path = tmp_path / "executed", tmp_path / "model"
     write(path, Payload(mark))
@@ -374,12 +377,12 @@ def whole_files(tmp_path_factory):
             save(make(), path)
             files[path.name] = (path.read_bytes(), load)
     ck.save_identity(Identity(torch.randn(1, 4, 512)), d / "identity")
-    ck.save_directions([Direction("a", torch.randn(1, 512), (0, 2), torch.randn(512))], d / "directions")
+    save_directions([Direction("a", torch.randn(1, 512), (0, 2), torch.randn(512))], d / "directions")
     torch.save(torch.randn(1, 4, 512), d / "code.pth")
     torch.save(OrderedDict(a=torch.randn(4, 512)), d / "legacy.pth", _use_new_zipfile_serialization=False)
     np.save(d / "code.npy", np.random.randn(4, 512))
-    loads = {"identity": ck.load_identity, "directions": ck.load_directions, "code.pth": ck.load_identity}
-    loads |= {"legacy.pth": ck.load_identity, "code.npy": ck.load_directions}
+    loads = {"identity": ck.load_identity, "directions": load_directions, "code.pth": ck.load_identity}
+    loads |= {"legacy.pth": ck.load_identity, "code.npy": load_directions}
     return list((files | {n: ((d / n).read_bytes(), f) for n, f in loads.items()}).values())
 
 

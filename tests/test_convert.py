@@ -8,6 +8,7 @@ import safetensors.torch
 import torch
 from comfyui_wplus.wplus_core import checkpoints as ck
 from comfyui_wplus.wplus_core.adapter import AdapterConfig, WPlusAdapter
+from comfyui_wplus.wplus_core.direction_files import load_directions
 
 
 def run(module, *args):
@@ -50,7 +51,7 @@ def test_a_bare_tensor_is_what_the_user_says(tmp_path):
     assert run("convert", tmp_path / "x.pth", tmp_path / "i.safetensors").returncode == 0
     assert run("convert", tmp_path / "x.pth", tmp_path / "d.safetensors", "--as", "directions").returncode == 0
     assert ck.load_identity(tmp_path / "i.safetensors").name == "x"
-    assert ck.load_directions(tmp_path / "d.safetensors")[0].name == "x"
+    assert load_directions(tmp_path / "d.safetensors")[0].name == "x"
     assert "direction                 x:" in run("inspect", tmp_path / "d.safetensors").stdout
 
 

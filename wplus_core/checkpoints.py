@@ -6,9 +6,8 @@ Networks are built on the meta device and take the file's tensors as they are, i
 
 from __future__ import annotations
 
-import csv
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
@@ -16,7 +15,6 @@ from typing import Any
 from torch import Tensor
 
 from .adapter import AdapterConfig, WPlusAdapter
-from .directions import Direction
 from .encoder import Encoder, EncoderConfig, build_encoder
 from .errors import FileError, WPlusError
 from .files import AGAIN, Contents, read, write_safetensors, write_torch
@@ -151,100 +149,18 @@ def load_identity(path: str | Path) -> Identity:
     try:
         info = parse_json(contents, "config")
         provenance = parse_json(contents, "provenance")
-        return Identity(contents.tensors["w"], str(info.get("name", "")), provenance, contents.tensors.get("thumbnail"))
+        return Identity(name=str(info.get("name", "")), provenance=provenance, **contents.tensors)
     except FileError:
         raise
-    except WPlusError as e:
+    except (WPlusError, TypeError) as e:
         raise FileError(path, f"damaged identity ({e})", AGAIN) from e
 
 
 def save_identity(identity: Identity, path: str | Path):
-    """Write a wplus-identity safetensors: codes, thumbnail and provenance."""
-    state = {"w": identity.w}
-    if identity.thumbnail is not None:
-        state["thumbnail"] = identity.thumbnail
+    """Write a wplus-identity safetensors: codes, thumbnail, average face and provenance."""
+    parts = {"w": identity.w, "thumbnail": identity.thumbnail, "average": identity.average}
+    state = {k: x for k, x in parts.items() if x is not None}
     write_ours("identity", path, state, config={"name": identity.name}, provenance=json.dumps(identity.provenance))
-
-
-def load_directions(path: str | Path) -> list[Direction]:
-    """Directions of any form: InterFaceGAN, latent directions, GANSpace, a list or dict of steps, or our safetensors.
-
-    GANSpace's components are named by a ganspace_configs.csv in the same folder; without one they are numbered. A bare
-    [L, 512] numpy array is a latent direction and moves layers 0-7, as the reference moves it.
-    """
-    path = Path(path)
-    contents = read(path)
-    kind = expect(contents, "directions", "bare")
-    check_finite(path, contents.tensors)
-    if "format" in contents.metadata:
-        return our_directions(contents)
-    if kind == "directions" and "comp" in contents.tensors:
-        return ganspace_directions(contents)
-    found = []
-    for key, x in contents.tensors.items():
-        name = f"{path.stem}_{key}" if key.isdigit() else key.rsplit(".", 1)[-1] or path.stem
-        rows = x.reshape(-1, *x.shape[-2:])[0] if x.ndim == 3 else x.reshape(-1, x.shape[-1])
-        latent = key == "" and path.suffix == ".npy" and len(rows) > 8
-        found.append(Direction(name if len(contents.tensors) > 1 else path.stem, rows, (0, 8) if latent else None))
-    return found
-
-
-def save_directions(directions: Sequence[Direction], path: str | Path):
-    """Write a wplus-directions safetensors."""
-    state, config = {}, []
-    for i, d in enumerate(directions):
-        state[f"{i}.vector"] = d.vector
-        if d.origin is not None:
-            state[f"{i}.origin"] = d.origin
-        config.append({"name": d.name, "layers": d.layers, "source": d.source})
-    write_ours("directions", path, state, config=config)
-
-
-def our_directions(contents: Contents) -> list[Direction]:
-    config, x = parse_json(contents, "config", list), contents.tensors
-    try:
-        return [
-            Direction(str(c["name"]), x[f"{i}.vector"], our_layers(c["layers"]), x.get(f"{i}.origin"), str(c["source"]))
-            for i, c in enumerate(config)
-        ]
-    except (KeyError, TypeError, ValueError) as e:
-        raise FileError(contents.path, f"damaged directions ({e})", AGAIN) from e
-
-
-def our_layers(layers: list[int] | None) -> tuple[int, int] | None:
-    if layers is None:
-        return None
-    first, end = layers
-    return int(first), int(end)
-
-
-def ganspace_directions(contents: Contents) -> list[Direction]:
-    """GANSpace's PCA as target-rule directions: the vector is std_k comp_k, so that a unit is one deviation."""
-    x = contents.tensors
-    count = len(x["std"])
-    if x["comp"].shape != (count, 1, 512) or x["mean"].numel() != 512 or x["std"].ndim != 1:
-        shapes = {k: list(v.shape) for k, v in x.items()}
-        raise FileError(contents.path, f"expected comp [K, 1, 512], mean [1, 512], std [K], got {shapes}", AGAIN)
-    vectors = x["comp"].float() * x["std"].float()[:, None, None]
-    origin = x["mean"].reshape(512).float()
-    return [
-        Direction(name, vectors[k], layers, origin, "GANSpace")
-        for name, k, layers in ganspace_names(contents.path.parent, count)
-    ]
-
-
-def ganspace_names(folder: Path, count: int) -> list[tuple[str, int, tuple[int, int] | None]]:
-    """(name, component, layers) by ganspace_configs.csv, whose last column, a default strength, is not used."""
-    table = folder / "ganspace_configs.csv"
-    if not table.is_file():
-        return [(f"component_{k}", k, None) for k in range(count)]
-    with open(table, newline="") as f:
-        rows = [row for row in csv.reader(f, delimiter="\t") if row]
-    try:
-        named = [(name, int(k), (int(first), int(end))) for name, k, first, end, *_ in rows]
-    except ValueError as e:
-        raise FileError(table, f"expected rows of name, component, first, end ({e})", "Restore the file") from e
-    return [row for row in named if row[1] < count]
 
 
 def adapter_state(contents: Contents) -> State:

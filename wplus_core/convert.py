@@ -20,6 +20,7 @@ import torch
 from torch import nn
 
 from . import checkpoints as ck
+from .direction_files import load_directions, save_directions
 from .errors import FileError, WPlusError
 from .files import Contents, read, write_torch
 from .formats import OUR_FORMATS, expect
@@ -44,7 +45,7 @@ def convert(source: Path, target: Path, read_as: str | None = None, dtype: torch
         identity = ck.load_identity(source)
         ck.save_identity(identity, target) if ours else write_torch(target, identity.w)
     elif ours:
-        ck.save_directions(ck.load_directions(source), target)
+        save_directions(load_directions(source), target)
     else:
         raise WPlusError(f"{target}: directions have names and layer ranges that only .safetensors keeps")
     return kind

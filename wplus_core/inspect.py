@@ -16,6 +16,7 @@ from pathlib import Path
 from torch import nn
 
 from . import checkpoints as ck
+from .direction_files import load_directions
 from .errors import FileError
 from .files import Contents, read, sha256
 from .formats import kind_of
@@ -84,7 +85,7 @@ def describe_identity(contents: Contents) -> Iterator[tuple[str, object]]:
 
 
 def describe_directions(contents: Contents) -> Iterator[tuple[str, object]]:
-    for d in ck.load_directions(contents.path):
+    for d in load_directions(contents.path):
         layers = "all layers" if d.layers is None else f"layers {d.layers[0]}-{d.layers[1] - 1}"
         yield "direction", f"{d.name}: {list(d.vector.shape)}, {layers}{', ' + d.source if d.source else ''}"
 
