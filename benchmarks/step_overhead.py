@@ -4,8 +4,8 @@
     python benchmarks/step_overhead.py --device cuda --dtypes float16 bfloat16 --rounds 50
 
 Each round times the three forms one after the other, in an order that rotates; a ratio is the median over the rounds of
-form / plain within the round, so a slow stretch of the machine does not count for one form alone. "plain again" times the
-plain model a second time in each round: its ratio's distance from 1 is the noise of the measurement.
+form / plain within the round, so a slow stretch of the machine does not count for one form alone. "plain again" times
+the plain model a second time in each round: its ratio's distance from 1 is the noise of the measurement.
 The last line is a JSON object: folded_over_plain and reference_over_plain (the worst over the settings),
 resident_bytes (what one identity keeps on the device while sampling, float16), and every setting's numbers.
 """
