@@ -67,8 +67,7 @@ class Client:
 
     def interrupt(self, prompt_id: str | None = None) -> None:
         """Takes this prompt off the queue or stops it; without an id, stops whichever runs."""
-        self._request("POST", "/queue", json={"delete": [prompt_id] if prompt_id else []})
-        self._request("POST", "/interrupt", json={"prompt_id": prompt_id} if prompt_id else {})
+        self._do(self._cancel(prompt_id))
 
     def object_info(self, node_type: str = "") -> dict[str, Any]:
         """What ComfyUI says of its nodes' inputs and outputs, by node type; {} for a type it does not know."""
@@ -135,9 +134,16 @@ class Client:
     async def _queue(self, workflow: Workflow, prompt_id: str) -> None:
         body = {"prompt": workflow, "prompt_id": prompt_id, "client_id": prompt_id}
         try:
-            await self._send("POST", "/prompt", json=body)
+            answer = json.loads(await self._send("POST", "/prompt", json=body))
         except ComfyError as error:
             raise ComfyError(rejection(workflow, error.details) or str(error), error.details) from None
+        if answer.get("node_errors"):  # some outputs are refused, and ComfyUI would run the others without a word
+            await self._cancel(prompt_id)
+            raise ComfyError(rejection(workflow, answer).strip(), answer)
+
+    async def _cancel(self, prompt_id: str | None) -> None:
+        await self._send("POST", "/queue", json={"delete": [prompt_id] if prompt_id else []})
+        await self._send("POST", "/interrupt", json={"prompt_id": prompt_id} if prompt_id else {})
 
     async def _events(self, messages, prompt_id: str) -> AsyncIterator[tuple[str, dict[str, Any]]]:
         """Until `executing` names no node: by then the history is written (at execution_success it is not)."""

@@ -5,7 +5,8 @@
 Without PHOTOS: the shared test photo, scikit-image's astronaut, and both enlarged, so that crops are larger and smaller
 than the 512 px output. Both ways get the same landmarks, pixels in memory, black padding and one thread (Pillow has no
 more), and take turns; times are the best of the repeats. The networks have the published sizes and random weights: the
-time is the same, the codes mean nothing. The last line is one JSON object; align_speedup is total over total, align_psnr_db the worst photo's.
+time is the same, the codes mean nothing. The last line is one JSON object; align_speedup is total over total,
+align_psnr_db the worst photo's.
 """
 
 from __future__ import annotations
