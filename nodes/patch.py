@@ -90,6 +90,17 @@ class WPlusPatch:
         options["patches_replace"] = replaced
         return executor(x, t, c_concat, c_crossattn, control, options, **kwargs)
 
+    def sampling(self, executor, guider, sigmas, extra_args, callback, noise, *args, **kwargs):
+        """ComfyUI's SAMPLER_SAMPLE wrapper: names the conditionings for `call`; leaves nothing on the device."""
+        model_options = dict(extra_args["model_options"])
+        options = {CONDS: conds_of(guider, noise), **model_options.get("transformer_options", {})}
+        extra_args = {**extra_args, "model_options": model_options | {"transformer_options": options}}
+        try:
+            return executor(guider, sigmas, extra_args, callback, noise, *args, **kwargs)
+        finally:
+            self._rows.clear()
+            self._on_device.clear()
+
     def call(self, model, x: Tensor, t: Tensor, options: dict) -> Call:
         """The rows of this model call, as tensors on its device."""
         chunks = options.get("cond_or_uncond") or [0]
@@ -163,24 +174,16 @@ def replacement(previous: Callable | None, layer: int, position: int) -> Callabl
     return attention
 
 
-def name_conds(executor, guider, sigmas, extra_args, *args, **kwargs):
-    """ComfyUI's SAMPLER_SAMPLE wrapper: tells the model calls which conditionings are negative, and their areas.
-
-    cond_or_uncond cannot tell: 0 is the negative in SAG's second pass and in guiders of three conditionings.
-    """
+def conds_of(guider, noise: Tensor) -> Conds:
+    """cond_or_uncond cannot tell: 0 is the negative in SAG's second pass and in guiders of three conditionings."""
     negative, areas = set(), {}
-    for name, conds in guider.conds.items():
+    for name, conds in getattr(guider, "conds", {}).items():
         for cond in conds or ():
             if "negative" in name:
                 negative.add(cond["uuid"])
             if cond.get("area") is not None:
                 areas[cond["uuid"]] = tuple(cond["area"])
-    noise = args[1] if len(args) > 1 else kwargs["noise"]
-    model_options = dict(extra_args["model_options"])
-    options = dict(model_options.get("transformer_options", {}))
-    options[CONDS] = Conds(frozenset(negative), areas, tuple(noise.shape[-2:]))
-    model_options["transformer_options"] = options
-    return executor(guider, sigmas, {**extra_args, "model_options": model_options}, *args, **kwargs)
+    return Conds(frozenset(negative), areas, tuple(noise.shape[-2:]))
 
 
 def is_negative(conds: Conds | None, uuid, index: int) -> bool:
@@ -235,6 +238,5 @@ def apply_patch(model: ModelPatcher, patch: WPlusPatch) -> ModelPatcher:
     """A clone of the model with the patch; the model itself stays as it is."""
     patched = model.clone()
     patched.add_wrapper_with_key(WrappersMP.APPLY_MODEL, "wplus", patch)
-    if not patched.get_wrappers(WrappersMP.SAMPLER_SAMPLE, "wplus"):
-        patched.add_wrapper_with_key(WrappersMP.SAMPLER_SAMPLE, "wplus", name_conds)
+    patched.add_wrapper_with_key(WrappersMP.SAMPLER_SAMPLE, "wplus", patch.sampling)
     return patched

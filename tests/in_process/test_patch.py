@@ -96,6 +96,13 @@ def test_weight_zero_is_the_plain_model_bit_for_bit(model, adapter, plain):
     assert torch.equal(sample(apply(model, adapter, ANNA, layer_weights=", ".join(["0"] * 16))), plain)
 
 
+def test_nothing_stays_on_the_device_between_runs(model, adapter):
+    patched = apply(model, adapter, ANNA)
+    sample(patched)
+    (patch,) = patched.wrappers["apply_model"]["wplus"]
+    assert not patch._rows and not patch._on_device
+
+
 def test_the_input_model_never_changes(model, adapter, plain):
     before = repr(model.model_options), repr(model.wrappers)
     sample(apply(model, adapter, ANNA))
