@@ -107,7 +107,7 @@ class PasteFace(io.ComfyNode):
         photos, faces = to_bchw(photo), to_bchw(face)
         if mask is not None:
             if len(mask) not in (1, len(faces)):
-                raise WPlusError(f"W+ Paste Face Back: give one mask or one per picture, got {len(mask)} for {len(faces)}")
+                raise WPlusError(f"W+ Paste Face Back needs one mask or one each, got {len(mask)} for {len(faces)}")
             mask = mask[:, None].float().expand(len(faces), -1, -1, -1)
         for n, crop in enumerate(crops.faces):
             where = None if mask is None else mask[n, None]

@@ -11,6 +11,7 @@ Errors are relative, ||ours - golden|| / ||golden|| in float32, unless the case'
 from __future__ import annotations
 
 import argparse
+import copy
 import os
 import subprocess
 import sys
@@ -22,6 +23,9 @@ import torch
 import torch.nn.functional as F
 from comfyui.server import environment
 from comfyui_wplus.train.attention import cross_attention_channels, install
+from comfyui_wplus.train.draws import DROP_TEXT, DROP_W
+from comfyui_wplus.train.model import Denoiser, set_trainable
+from comfyui_wplus.train.objectives import Batch, Objective, add_noise
 from comfyui_wplus.wplus_core.adapter import (
     AdapterConfig,
     ResidualCrossAttention,
@@ -196,6 +200,58 @@ def photo_to_w(g: Golden) -> Iterator[Result]:
     yield Result("background of the same crop (part that differs)", differ.float().mean().item(), 0.005)
     codes = seeded_e4e(g.seed)(g["masked_image"][None].float())
     yield Result("w from the masked picture", relative(codes, g["w_from_half_image"]), 1e-4)
+
+
+@case("losses")
+def losses(g: Golden) -> Iterator[Result]:
+    with torch.inference_mode(False), torch.enable_grad():
+        yield from list(losses_with_gradients(g))
+
+
+def losses_with_gradients(g: Golden) -> Iterator[Result]:
+    x, meta = {k: x.clone() for k, x in g.tensors.items()}, g.metadata
+    unet = seed_(UNet2DConditionModel(**meta["unet_config"]), g.seed, meta["prefixes"]["unet"])
+    prefixes = meta["prefixes"]["mapping"], meta["prefixes"]["adapter"]
+    adapter = copy.deepcopy(seeded_adapter(g.seed, cross_attention_channels(unet), *prefixes))
+    model = Denoiser(unet, adapter)
+    if (x["drop"] & DROP_TEXT).any():
+        raise ValueError("rows without their text, but the file has no embedding of the empty text")
+    kept = ((x["drop"] & DROP_W) == 0)[:, None, None]
+    w, w_hat = kept * x["w"], kept * x["w_augmented"]
+    batch = Batch(x["z0"], x["noise"], x["timesteps"], x["text"], w, w_hat, x["face_mask"])
+    zt = add_noise(batch.z0, batch.noise, batch.t)
+    yield Result("z_t", relative(zt, x["zt"]), 1e-4)
+    with torch.no_grad():
+        for key, w, scale in (("eps_w", batch.w, 1.0), ("eps_aug", batch.w_hat, 1.0), ("eps_0", batch.w, 0.0)):
+            yield Result(key, relative(model(zt, batch.t, batch.c, w, scale), x[key]), 1e-4)
+
+    set_trainable(adapter, mapping=True)
+    total = Objective()(model, batch)["total"]
+    total.backward()
+    yield Result("stage 1", distance(total, meta["stage1"]), 1e-4)
+    for name, part in (("mapping", adapter.mapping), ("adapter", adapter.layers)):
+        golden = meta["stage1_grad_norms"][name]
+        yield Result(f"stage 1, gradient of {name}", distance(gradient_norm(part), golden), 1e-4)
+
+    adapter.zero_grad()
+    set_trainable(adapter, mapping=False)
+    values = Objective(*meta["lambdas"])(model, batch)
+    values["total"].backward()
+    for name, golden in meta["stage2"].items():
+        yield Result(f"stage 2, {name}", distance(values[name], golden), 1e-4)
+    norm = gradient_norm(adapter.layers)
+    yield Result("stage 2, gradient of adapter", distance(norm, meta["stage2_adapter_grad_norm"]), 1e-4)
+    moved = sum(p.grad is not None or p.requires_grad for p in adapter.mapping.parameters())
+    yield Result("stage 2, weights of the mapping network with a gradient", moved, 0)
+
+
+def distance(ours: Tensor, golden: float) -> float:
+    return abs(ours.item() - golden) / abs(golden)
+
+
+def gradient_norm(module: torch.nn.Module) -> Tensor:
+    """In float64: over the mapping network's millions of numbers a float32 norm is off by 6e-5."""
+    return torch.stack([p.grad.double().norm() for p in module.parameters()]).norm()
 
 
 @case("directions")

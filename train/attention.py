@@ -19,7 +19,7 @@ from ..wplus_core.errors import WPlusError
 
 
 class Residual(Protocol):
-    """What `wplus` must offer: `TokenResidual` and `FoldedAdapter` do."""
+    """What `wplus` must offer: `TokenResidual` and `FoldedAdapter` do; parallel attention adds its input to `add`."""
 
     def add(self, h: Tensor, i: int) -> Tensor: ...
 
@@ -28,10 +28,11 @@ class WPlusAttnProcessor:
     """Attention as diffusers' AttnProcessor2_0 does it; cross-attention i adds `wplus` to its output before to_out.
 
     layer: i in the order of the adapter's layers, or None for a self-attention, which ignores `wplus`.
+    parallel: `wplus` asks with the attention's input instead of its output (the paper's "PCA" ablation).
     """
 
-    def __init__(self, layer: int | None):
-        self.layer = layer
+    def __init__(self, layer: int | None, parallel: bool = False):
+        self.layer, self.parallel = layer, parallel
 
     def __call__(
         self,
@@ -50,7 +51,7 @@ class WPlusAttnProcessor:
         q, k, v = (x.unflatten(-1, (attn.heads, -1)).transpose(1, 2) for x in qkv)
         h = F.scaled_dot_product_attention(q, k, v, attn_mask=attention_mask).transpose(1, 2).flatten(2)
         if wplus is not None and self.layer is not None:
-            h = wplus.add(h, self.layer)
+            h = wplus.add(h, self.layer, hidden_states) if self.parallel else wplus.add(h, self.layer)
         return attn.to_out[1](attn.to_out[0](h))
 
 
@@ -66,10 +67,10 @@ def cross_attention_channels(unet: UNet2DConditionModel) -> tuple[int, ...]:
     )
 
 
-def install(unet: UNet2DConditionModel):
+def install(unet: UNet2DConditionModel, parallel: bool = False):
     """Replace the UNet's attention processors by ours; without `wplus` it stays the plain model, bit for bit."""
     names = cross_attention_names(unet)
     if not names or unet.config.cross_attention_dim != 768:
         raise WPlusError(f"expected an SD1.x UNet (context width 768), got width {unet.config.cross_attention_dim}")
     layers = {name: i for i, name in enumerate(names)}
-    unet.set_attn_processor({name: WPlusAttnProcessor(layers.get(name)) for name in unet.attn_processors})
+    unet.set_attn_processor({name: WPlusAttnProcessor(layers.get(name), parallel) for name in unet.attn_processors})

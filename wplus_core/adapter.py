@@ -35,6 +35,7 @@ class AdapterConfig:
     """Sizes of an adapter; the defaults are SD1.x with 18 x 512 codes.
 
     channels: C of each cross-attention, in layer order. splits: token i reads the w layers `splits[i-1]:splits[i]`.
+    parallel: the query is the cross-attention's input x instead of its output h (the paper's "PCA" ablation).
     """
 
     channels: tuple[int, ...] = SD1_CHANNELS
@@ -42,6 +43,7 @@ class AdapterConfig:
     w_dim: int = 512
     token_dim: int = 768
     heads: int = 8
+    parallel: bool = False
 
     def __post_init__(self):
         object.__setattr__(self, "channels", tuple(self.channels))
@@ -126,6 +128,11 @@ class WPlusAdapter(nn.Module):
     @torch.no_grad()
     def fold(self, w: Tensor) -> FoldedAdapter:
         """Fold the codes w [B, L, 512], one identity per row, in float32 on the adapter's device."""
+        if self.config.parallel:
+            raise WPlusError(
+                "this adapter was trained with parallel attention, an ablation that only the trainer's own sampling "
+                "knows; choose an adapter with residual attention"
+            )
         t = self.mapping(w.to(self.mapping.norm.weight.device))
         folds = (fold_attention(x.to_q.weight, x.to_k.weight, x.to_v.weight, t, x.heads) for x in self.layers)
         return FoldedAdapter(tuple(folds), self.config.tokens, self.config.heads)
@@ -133,14 +140,17 @@ class WPlusAdapter(nn.Module):
 
 @dataclass(frozen=True)
 class TokenResidual:
-    """The reference form, bound to tokens: h' = h + scale * Attention(h, t) at layer i."""
+    """The reference form, bound to tokens: h' = h + scale * Attention(h, t) at layer i.
+
+    A parallel adapter asks with `query`, the attention's input [B, N, C], instead of h.
+    """
 
     adapter: WPlusAdapter
     tokens: Tensor
     scale: float | Tensor = 1.0
 
-    def add(self, h: Tensor, i: int) -> Tensor:
-        return h + self.scale * self.adapter.layers[i](h, self.tokens)
+    def add(self, h: Tensor, i: int, query: Tensor | None = None) -> Tensor:
+        return h + self.scale * self.adapter.layers[i](h if query is None else query, self.tokens)
 
 
 def fold_attention(w_q: Tensor, w_k: Tensor, w_v: Tensor, t: Tensor, heads: int) -> tuple[Tensor, Tensor]:
