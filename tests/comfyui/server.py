@@ -117,7 +117,8 @@ def lay_out(base: Path) -> None:
 
 def clean_environ() -> dict[str, str]:
     ours = {key: value for key, value in os.environ.items() if not key.startswith(("PYTHON", "VIRTUAL_ENV"))}
-    return ours | {"HF_HUB_OFFLINE": "1", "PYTHONUNBUFFERED": "1"}
+    # One thread: what the tests run is small, and two threads that wait for each other on a busy machine take 10 x.
+    return {"OMP_NUM_THREADS": "1"} | ours | {"HF_HUB_OFFLINE": "1", "PYTHONUNBUFFERED": "1"}
 
 
 def die_with_parent() -> None:
