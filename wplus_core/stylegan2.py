@@ -245,7 +245,7 @@ class Generator(nn.Module):
         if w.ndim != 3 or w.shape[1:] != (c.layers, c.w_dim):
             raise WPlusError(
                 f"this {c.size} px generator reads codes of shape [B, {c.w_dim}] or [B, {c.layers}, {c.w_dim}], "
-                f"got {list(w.shape)}"
+                f"got {list(w.shape)}; use codes of an encoder for this generator"
             )
         if max_resolution is not None and max_resolution < 4:
             raise WPlusError(f"max_resolution must be at least 4, got {max_resolution}")
