@@ -5,10 +5,8 @@ import pytest
 GROUPS = ("newest", "floor", "unet", "sampling")
 
 
-@pytest.hookimpl(tryfirst=True)
-def pytest_collection_modifyitems(items):
-    for item in items:
-        parameters = item.name.partition("[")[2].rstrip("]").split("-")
-        for group in GROUPS:
-            if group in parameters:
-                item.add_marker(pytest.mark.xdist_group({"sampling": "unet"}.get(group, group)))
+def pytest_itemcollected(item):
+    parameters = item.name.partition("[")[2].rstrip("]").split("-")
+    for group in GROUPS:
+        if group in parameters:
+            item.add_marker(pytest.mark.xdist_group({"sampling": "unet"}.get(group, group)))
