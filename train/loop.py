@@ -1,0 +1,325 @@
+"""The training loop: one for both stages; the objective says which losses, the data say what of.
+
+Progress is counted in images. Everything random is a function of (seed, image number), so a checkpoint holds weights,
+optimiser state and one integer, and the same command goes on from the last checkpoint as if nothing had happened.
+"""
+
+from __future__ import annotations
+
+import copy
+import json
+import logging
+import math
+import os
+import signal
+import threading
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager, nullcontext
+from dataclasses import dataclass
+from itertools import islice
+from pathlib import Path
+from typing import Any
+
+import torch
+from accelerate import Accelerator, DistributedDataParallelKwargs
+from torch import Tensor, nn
+from torch.utils.data import DataLoader
+from tqdm import tqdm
+
+from ..wplus_core.adapter import WPlusAdapter
+from ..wplus_core.checkpoints import load_adapter, save_adapter
+from ..wplus_core.direction_files import load_directions
+from ..wplus_core.errors import FileError, WPlusError
+from .config import Config, Optim, check_resumable, from_dict, save_yaml, to_dict
+from .data import Prepared, Rows, Stream
+from .model import Denoiser, load_unet, new_adapter, set_trainable
+from .objectives import Batch
+from .run_folder import RunFolder
+
+log = logging.getLogger(__name__)
+
+DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
+EMA_RAMP = 0.05  # the average reaches back over at most this part of the training so far (as in Karras et al., EDM)
+
+
+@dataclass
+class State:
+    """What a training step changes. trained: the adapter's weights that have gradients, by name."""
+
+    adapter: WPlusAdapter
+    ema: WPlusAdapter
+    trained: dict[str, nn.Parameter]
+    optimizer: torch.optim.Optimizer
+    scaler: torch.amp.GradScaler
+    images: int = 0
+    skipped: int = 0
+    bad_in_a_row: int = 0
+
+
+def train(config: Config) -> State:
+    """Train to `config.images`, from the run folder's last checkpoint if it has one; SIGTERM saves and returns."""
+    ddp = DistributedDataParallelKwargs(broadcast_buffers=False, gradient_as_bucket_view=True)
+    accelerator = Accelerator(mixed_precision="no", kwargs_handlers=[ddp])
+    check_processes(accelerator)
+    run, stream = RunFolder(config.run), open_stream(config)
+    denoiser, state = start(config, run, stream, accelerator.device)
+    model = accelerator.prepare_model(denoiser)
+    if accelerator.is_main_process:
+        save_yaml(config, run.path / "config.yaml")
+        run.rewind_stats(state.images)
+        run.rotate(config.keep.last)
+    record = Record(run, config.keep.log, accelerator)
+    progress = tqdm(total=config.images, initial=state.images, unit="img", disable=not accelerator.is_main_process)
+    with progress, stop_signals() as stopping:
+        for micro_batches in steps(config, stream, state.images, accelerator):
+            losses, norm = step(model, state, config, micro_batches, accelerator)
+            state.images += config.batch
+            progress.update(config.batch)
+            record.add(losses, norm, state, config)
+            stop = agreed(stopping.is_set(), accelerator)
+            failed = state.bad_in_a_row >= config.keep.bad_steps
+            if stop or failed or state.images % config.keep.every < config.batch or state.images >= config.images:
+                checkpoint(run, state, config, accelerator)
+            if failed:
+                raise WPlusError(bad_steps_message(run, state))
+            if stop:
+                break
+    return state
+
+
+def step(
+    model: nn.Module, state: State, config: Config, micro_batches: list[Batch], accelerator: Accelerator
+) -> tuple[dict[str, Tensor], float]:
+    """One optimiser step on a batch, given in parts; a gradient that is not finite is skipped and counted."""
+    sums: dict[str, Tensor] = {}
+    for i, batch in enumerate(micro_batches):
+        last = i == len(micro_batches) - 1
+        with nullcontext() if last else accelerator.no_sync(model):
+            losses = config.objective(model, batch)
+            state.scaler.scale(losses["total"] / len(micro_batches)).backward()
+        sums = {k: sums.get(k, 0) + x.detach() / len(micro_batches) for k, x in losses.items()}
+    state.scaler.unscale_(state.optimizer)
+    norm = nn.utils.clip_grad_norm_(list(state.trained.values()), config.optim.clip or math.inf).item()
+    if math.isfinite(norm):
+        set_lr(state.optimizer, config.optim.lr_at(state.images, config.images))
+        state.scaler.step(state.optimizer)
+        update_ema(state, config)
+        state.bad_in_a_row = 0
+    else:
+        state.bad_in_a_row += 1
+        state.skipped += 1
+    state.scaler.update()
+    state.optimizer.zero_grad(set_to_none=True)
+    return sums, norm
+
+
+@torch.no_grad()
+def update_ema(state: State, config: Config):
+    """The average's weight of the past halves every `ema_half_life` images, sooner at the beginning."""
+    half_life = min(config.keep.ema_half_life, EMA_RAMP * state.images)
+    keep = 0.5 ** (config.batch / half_life) if half_life else 0.0
+    average = dict(state.ema.named_parameters())
+    for name, p in state.trained.items():
+        average[name].lerp_(p, 1 - keep)
+
+
+def set_lr(optimizer: torch.optim.Optimizer, lr: float):
+    for group in optimizer.param_groups:
+        group["lr"] = lr
+
+
+def start(config: Config, run: RunFolder, stream: Stream, device: torch.device) -> tuple[Denoiser, State]:
+    """The model, and the state at the run's last checkpoint or at the beginning."""
+    saved = run.latest()
+    info = load_info(saved) if saved else {}
+    if saved:
+        check_resumable(from_dict(Config, info.pop("config")), config)
+    unet = load_unet(config.base, DTYPES[config.speed.precision])
+    adapter = first_adapter(config, unet, stream) if saved is None else owned(saved / "adapter.safetensors")
+    denoiser = prepare_unet(Denoiser(unet, adapter), config).to(device)
+    trained = set_trainable(adapter, config.train_mapping)
+    ema = copy.deepcopy(adapter) if saved is None else owned(saved / "ema.safetensors").to(device)
+    ema.requires_grad_(False)
+    optimizer = new_optimizer(trained, config.optim, device)
+    scaler = torch.amp.GradScaler(device.type, enabled=config.speed.precision == "fp16")
+    state = State(adapter, ema, trained, optimizer, scaler, **info)
+    if saved:
+        load_optimizer(saved / "optimizer.pt", state)
+    return denoiser, state
+
+
+def first_adapter(config: Config, unet: nn.Module, stream: Stream) -> WPlusAdapter:
+    """The adapter that a run begins with: a file's, or a new one for this UNet and these codes."""
+    layers = stream.sources[0].index.w_layers
+    if config.adapter is None:
+        return new_adapter(unet, layers, config.parallel, config.seed)
+    adapter = owned(config.adapter)
+    if adapter.config.w_layers != layers or adapter.config.parallel != config.parallel:
+        raise FileError(
+            config.adapter,
+            f"reads codes of {adapter.config.w_layers} layers, parallel = {adapter.config.parallel}; the data have "
+            f"{layers} layers, parallel = {config.parallel} is set",
+            "Choose data, adapter and --parallel that belong together",
+        )
+    return adapter
+
+
+def owned(path: Path) -> WPlusAdapter:
+    """A file's adapter in float32, in memory of its own."""
+    return copy.deepcopy(load_adapter(path)).float()
+
+
+def prepare_unet(denoiser: Denoiser, config: Config) -> Denoiser:
+    speed, unet = config.speed, denoiser.unet
+    unet.train(speed.gradient_checkpointing)  # diffusers checkpoints in training mode only; SD1.x has no dropout
+    if speed.gradient_checkpointing:
+        unet.enable_gradient_checkpointing()
+    if speed.channels_last:
+        unet.to(memory_format=torch.channels_last)
+    if speed.compile:
+        unet.compile()
+    return denoiser
+
+
+def new_optimizer(trained: dict[str, nn.Parameter], optim: Optim, device: torch.device) -> torch.optim.AdamW:
+    return torch.optim.AdamW(
+        trained.values(),
+        lr=optim.lr,
+        betas=(optim.beta1, optim.beta2),
+        weight_decay=optim.weight_decay,
+        fused=device.type in ("cuda", "cpu"),
+    )
+
+
+def open_stream(config: Config) -> Stream:
+    sources = [Prepared(folder) for folder in config.data]
+    directions = load_directions(config.directions) if config.directions else ()
+    stream = Stream(sources, config.seed, config.batch, config.shares, config.dropout, config.augment, directions)
+    stream.check(face=bool(config.objective.disen))
+    return stream
+
+
+def steps(config: Config, stream: Stream, images: int, accelerator: Accelerator) -> Iterator[list[Batch]]:
+    """This process's micro-batches of one optimiser step after the other, on the device."""
+    micro = config.micro(accelerator.num_processes)
+    rows = Rows(images, config.images, micro, accelerator.process_index, accelerator.num_processes)
+    cuda = accelerator.device.type == "cuda"
+    loader = iter(DataLoader(stream, batch_sampler=rows, num_workers=config.speed.workers, pin_memory=cuda))
+    while batches := list(islice(loader, config.batch // (micro * accelerator.num_processes))):
+        yield [Batch(*(x.to(accelerator.device, non_blocking=True) for x in batch)) for batch in batches]
+
+
+@dataclass
+class Record:
+    """Means over the images between two lines of stats.jsonl."""
+
+    run: RunFolder
+    every: int
+    accelerator: Accelerator
+
+    def __post_init__(self):
+        self.clear()
+
+    def clear(self):
+        self.sums: dict[str, Any] = {}
+        self.count, self.began = 0, time.perf_counter()
+
+    def add(self, losses: dict[str, Tensor], norm: float, state: State, config: Config):
+        if math.isfinite(norm):
+            for k, x in (losses | {"grad_norm": torch.tensor(norm, device=losses["total"].device)}).items():
+                self.sums[k] = self.sums.get(k, 0) + x
+            self.count += 1
+        if state.images % self.every < config.batch or state.images >= config.images:
+            self.write(state, config)
+
+    def write(self, state: State, config: Config):
+        seconds = time.perf_counter() - self.began
+        means = {k: self.accelerator.reduce(x / self.count, "mean").item() for k, x in self.sums.items()}
+        lr = state.optimizer.param_groups[0]["lr"]
+        speed = {"images_per_s": round(self.count * config.batch / seconds, 3)}
+        if self.accelerator.is_main_process:
+            self.run.append({"images": state.images, **means, "lr": lr, "skipped": state.skipped, **speed})
+        self.clear()
+
+
+def checkpoint(run: RunFolder, state: State, config: Config, accelerator: Accelerator):
+    """Save, by the main process, and delete what is too old."""
+    if accelerator.is_main_process:
+        run.save(state.images, lambda folder: write_state(folder, state, config))
+        run.rotate(config.keep.last)
+    accelerator.wait_for_everyone()
+
+
+def write_state(folder: Path, state: State, config: Config):
+    info = {"images": state.images, "skipped": state.skipped, "bad_in_a_row": state.bad_in_a_row}
+    for name, adapter in (("adapter", state.adapter), ("ema", state.ema)):
+        save_adapter(adapter, folder / f"{name}.safetensors", metadata(config, state.images))
+    both = {"optimizer": state.optimizer.state_dict(), "scaler": state.scaler.state_dict()}
+    torch.save(both, folder / "optimizer.pt")
+    (folder / "state.json").write_text(json.dumps(info | {"config": to_dict(config)}), encoding="utf-8")
+
+
+def metadata(config: Config, images: int) -> dict[str, str]:
+    """What the weights' file says of their training."""
+    return {"stage": str(config.stage), "images": str(images), "training": json.dumps(to_dict(config))}
+
+
+def load_info(folder: Path) -> dict[str, Any]:
+    try:
+        return json.loads((folder / "state.json").read_text(encoding="utf-8"))
+    except (OSError, ValueError) as e:
+        raise FileError(folder, f"damaged checkpoint ({e})", "Delete it; the one before it will be used") from e
+
+
+def load_optimizer(path: Path, state: State):
+    both = torch.load(path, map_location="cpu", weights_only=True)  # load_state_dict moves it to the weights' device
+    state.optimizer.load_state_dict(both["optimizer"])
+    if state.scaler.is_enabled() and both["scaler"]:
+        state.scaler.load_state_dict(both["scaler"])
+
+
+@contextmanager
+def stop_signals() -> Iterator[threading.Event]:
+    """SIGTERM (a preempted machine) and Ctrl-C set the event instead of ending the process; a second Ctrl-C ends it."""
+    stopping = threading.Event()
+
+    def stop(number, frame):
+        if number == signal.SIGINT and stopping.is_set():
+            raise KeyboardInterrupt
+        stopping.set()
+
+    if threading.current_thread() is not threading.main_thread():
+        yield stopping
+        return
+    before = {s: signal.signal(s, stop) for s in (signal.SIGTERM, signal.SIGINT)}
+    try:
+        yield stopping
+    finally:
+        for s, handler in before.items():
+            signal.signal(s, handler)
+
+
+def check_processes(accelerator: Accelerator):
+    """Processes that do not know of each other would write the same run folder."""
+    launched = int(os.environ.get("WORLD_SIZE", 1))
+    if launched != accelerator.num_processes:
+        raise WPlusError(
+            f"{launched} processes were launched, but each trains alone ({accelerator.num_processes}); on CPUs set "
+            "ACCELERATE_USE_CPU=true"
+        )
+
+
+def agreed(stop: bool, accelerator: Accelerator) -> bool:
+    """Whether any process was told to stop: all must leave the loop after the same step."""
+    if accelerator.num_processes == 1:
+        return stop
+    return bool(accelerator.reduce(torch.tensor(float(stop), device=accelerator.device), "sum").item())
+
+
+def bad_steps_message(run: RunFolder, state: State) -> str:
+    return (
+        f"{state.bad_in_a_row} steps in a row had a gradient that was not finite; the weights before them are in "
+        f"{run.latest()}. Look at the loss in {run.path / 'stats.jsonl'}; try a lower --optim.lr, --speed.precision "
+        "bf16 or fp32, or look for damaged pictures in the data"
+    )
