@@ -9,7 +9,6 @@ A download that broke off goes on where it stopped (NAME.part). Files that are t
 """
 
 import argparse
-import hashlib
 import re
 import sys
 import urllib.error
@@ -17,6 +16,7 @@ import urllib.request
 from dataclasses import dataclass
 from pathlib import Path
 
+from comfyui_wplus.wplus_core.files import sha256
 from tqdm import tqdm
 
 ADAPTER = "https://github.com/csxmli2016/w-plus-adapter/releases/download/v1"
@@ -102,14 +102,6 @@ def receive(address: str, part: Path, start: int) -> None:
             while block := answer.read(BLOCK):
                 file.write(block)
                 bar.update(len(block))
-
-
-def sha256(path: Path) -> str:
-    hashed = hashlib.sha256()
-    with path.open("rb") as file:
-        while block := file.read(BLOCK):
-            hashed.update(block)
-    return hashed.hexdigest()
 
 
 def megabytes(size: int | None) -> str:
