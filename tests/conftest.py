@@ -1,11 +1,28 @@
-"""Spreads the tests over pytest-xdist's workers: what shares a server or a large model stays in one of them."""
+"""Random numbers that are the same in every run, and tests spread over pytest-xdist's workers."""
+
+import os
 
 import pytest
+import torch
+from hypothesis import settings
 
 GROUPS = ("newest", "floor", "unet", "sampling")
+# Elsewhere hypothesis looks for new examples; CI judges a change by those that it has always had.
+settings.register_profile("ci", derandomize=True)
+if os.environ.get("CI"):
+    settings.load_profile("ci")
+
+
+def pytest_configure():
+    torch.manual_seed(0)  # for what modules draw when they are imported
+
+
+def pytest_runtest_setup():
+    torch.manual_seed(0)  # before the fixtures
 
 
 def pytest_itemcollected(item):
+    """What shares a server or a large model stays in one worker."""
     parameters = item.name.partition("[")[2].rstrip("]").split("-")
     for group in GROUPS:
         if group in parameters:

@@ -211,10 +211,11 @@ def test_what_is_orthogonal_already_stays():
 
 
 def test_nothing_left_is_an_error_and_little_a_warning(caplog):
-    d = direction()
+    e = torch.eye(512)
+    d = Direction("smile", e[:1])
     with pytest.raises(WPlusError, match="nothing is left of 'smile' without age"):
-        orthogonalise(d, [replace(d, name="age", vector=-2 * d.vector)])
-    orthogonalise(d, [replace(d, name="age", vector=d.vector + 0.1 * torch.randn(1, 512))])
+        orthogonalise(d, [Direction("age", -2 * e[:1])])
+    orthogonalise(d, [Direction("age", e[:1] + 0.1 * e[1:2])])
     assert "10 % of smile is left without age" in caplog.text
 
 
