@@ -8,6 +8,10 @@ import torch
 from comfy_setup import CHANNELS, small_model
 
 
+def pytest_runtest_setup():
+    torch.manual_seed(0)  # before the fixtures
+
+
 @pytest.fixture(scope="session")
 def model():
     return small_model()
