@@ -2,6 +2,7 @@
 
 import os
 
+import numpy as np
 import pytest
 import torch
 from hypothesis import settings
@@ -14,11 +15,16 @@ if os.environ.get("CI"):
 
 
 def pytest_configure():
-    torch.manual_seed(0)  # for what modules draw when they are imported
+    seed()  # for what modules draw when they are imported
 
 
 def pytest_runtest_setup():
-    torch.manual_seed(0)  # before the fixtures
+    seed()  # before the fixtures
+
+
+def seed():
+    torch.manual_seed(0)
+    np.random.seed(0)
 
 
 def pytest_itemcollected(item):
