@@ -36,6 +36,10 @@ class Canvas:
         self.rgb.addcmul_(cover, colour - self.rgb)
         self.alpha.addcmul_(cover, 1 - self.alpha)
 
+    def lay(self, shape: Tensor, what: str | Tensor, shown: Tensor | float = 1.0, blur: float = 0):
+        """Paint a shape (distance [B, H, W]) in a colour (RRGGBB or a tensor), as far as it is shown (0..1)."""
+        self.paint(self.cover(shape, blur) * shown, colour(what, self.x.device) if isinstance(what, str) else what)
+
 
 def ellipse(x: Tensor, y: Tensor, a, b) -> Tensor:
     """Around the origin, with half axes a and b. Source: Quilez's first-order distance."""

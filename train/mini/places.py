@@ -27,9 +27,6 @@ class Place(Canvas):
     def is_light(self, i: int) -> Tensor:
         return (self.light == i).float()[:, None, None]
 
-    def lay(self, distance: Tensor, rrggbb: str, opacity: float | Tensor = 1.0, blur: float = 0):
-        self.paint(self.cover(distance, blur) * opacity, colour(rrggbb, self.x.device))
-
 
 def backgrounds(place: Tensor, light: Tensor, detail: Tensor, size: int) -> Tensor:
     """place, light: int64 [B]. detail: [B, 8] in 0..1 → [B, 3, size, size]"""
@@ -60,7 +57,9 @@ def _sky(c: Place, horizon: float):
 def _clouds(c: Place, height: float):
     for k in range(2):
         x, y = c.x - (0.15 + 0.55 * k + 0.3 * c.d(2 + k)), c.y - height - 0.12 * c.d(4 + k)
-        puffs = union(ellipse(x, y, 0.13, 0.030), ellipse(x + 0.03, y + 0.025, 0.06, 0.04), ellipse(x - 0.05, y + 0.015, 0.05, 0.03))
+        puffs = union(
+            ellipse(x, y, 0.13, 0.03), ellipse(x + 0.03, y + 0.025, 0.06, 0.04), ellipse(x - 0.05, y, 0.05, 0.05)
+        )
         c.paint(c.cover(puffs) * 0.85, palette(c.light / 2, ("FFFFFF", "FFC7A8", "5B679F")))
 
 
@@ -95,19 +94,20 @@ def _beach(c: Place):
     x = c.x - torch.where(c.d(6) < 0.5, 0.08, 0.92)
     trunk = capsule(x - 0.03 * torch.sin(4 * c.y), c.y, 0, 0.36, 0, 0.8, 0.018)
     c.lay(trunk, "8A5A34")
-    leaves = union(*(ellipse(x - u, c.y - 0.34 - v, 0.10, 0.022) for u, v in ((0.1, 0.0), (-0.1, 0.0), (0.07, -0.05), (-0.07, -0.05))))
+    leaves = union(ellipse(x.abs() - 0.1, c.y - 0.34, 0.10, 0.022), ellipse(x.abs() - 0.07, c.y - 0.29, 0.10, 0.022))
     c.lay(leaves, "2F8F4A")
 
 
 def _forest(c: Place):
     _sky(c, 0.7)
-    for depth, (tall, period, shade) in enumerate(((0.30, 0.13, "7FB58A"), (0.42, 0.19, "3F8A58"), (0.58, 0.30, "236040"))):
+    rows = ((0.30, 0.13, "7FB58A"), (0.42, 0.19, "3F8A58"), (0.58, 0.30, "236040"))
+    for depth, (tall, period, shade) in enumerate(rows):
         x, h = _repeated(c.x, period, c.d(3 + depth))
         ground = 0.66 + 0.07 * depth
         top = ground - tall * (0.75 + 0.35 * h)
-        t = (c.y - top) / (ground - top)
+        t = ((c.y - top) / (ground - top)).clamp(min=0)
         half = period * 0.62 * (t * 0.75 + 0.25 * (t * 3).remainder(1))
-        c.lay(torch.maximum(torch.maximum(x.abs() - half, top - c.y), c.y - ground) * 0.9, shade)
+        c.lay(torch.maximum(torch.maximum(x.abs() - half, top - c.y), c.y - ground), shade)
         c.lay(torch.maximum(x.abs() - 0.1 * period, (c.y - ground - 0.03).abs() - 0.04), "5B3A26")
     c.lay(0.80 + 0.02 * torch.sin(9 * c.x + 6 * c.d(6)) - c.y, "5A9A4A")
     c.lay(_scattered(c.x, c.y, 0.09, c.d(7)) - 0.009, "E8624A", c.cover(0.84 - c.y))
@@ -156,8 +156,9 @@ def _snow(c: Place):
     c.lay(hills - c.y, "C3D6EC")
     x, h = _repeated(c.x, 0.24, c.d(5))
     top = 0.42 + 0.12 * h
-    t = (c.y - top) / 0.3
-    tree = torch.maximum(torch.maximum(x.abs() - 0.085 * (t * 0.7 + 0.3 * (t * 3).remainder(1)), top - c.y), c.y - top - 0.3)
+    t = ((c.y - top) / 0.3).clamp(min=0)
+    half = 0.085 * (0.7 * t + 0.3 * (3 * t).remainder(1))
+    tree = torch.maximum(x.abs() - half, (c.y - top - 0.15).abs() - 0.15)
     c.lay(tree, "3C7A6A")
     c.lay(torch.maximum(tree, (t * 3).remainder(1) * 0.1 - 0.035), "FFFFFF", 0.9)
     c.lay(0.72 + 0.03 * torch.sin(6 * c.x + 6 * c.d(6)) - c.y, "F6FAFF")
@@ -165,7 +166,8 @@ def _snow(c: Place):
 
 
 def _space(c: Place):
-    top, end = palette(c.light / 2, ("2B3F8F", "5A2A6A", "07081A")), palette(c.light / 2, ("4A7AC0", "C05A5A", "1A1440"))
+    top = palette(c.light / 2, ("2B3F8F", "5A2A6A", "07081A"))
+    end = palette(c.light / 2, ("4A7AC0", "C05A5A", "1A1440"))
     c.rgb.copy_(torch.lerp(top, end, (0.5 * c.x + 0.5 * c.y)[:, None]))
     c.lay(_scattered(c.x, c.y, 0.09, c.d(1)) - 0.005, "FFFFFF")
     c.lay(_scattered(c.x, c.y, 0.21, c.d(2)) - 0.010, "FFE9A0")
@@ -182,14 +184,15 @@ def _space(c: Place):
 
 
 def _sea(c: Place):
-    top, end = palette(c.light / 2, ("6ADCE8", "8A9AC8", "1A4A80")), palette(c.light / 2, ("0E5A9A", "2A3A80", "061A48"))
+    top = palette(c.light / 2, ("6ADCE8", "8A9AC8", "1A4A80"))
+    end = palette(c.light / 2, ("0E5A9A", "2A3A80", "061A48"))
     c.rgb.copy_(torch.lerp(top, end, c.y[:, None]))
     rays = torch.sin(14 * (c.x - 0.35 * c.y) + 6 * c.d(1)).clamp(min=0) * (0.8 - c.y).clamp(min=0)
     c.paint(rays * 0.4, colour("FFFFFF", c.x.device))
     for k, shade in enumerate(("FF8A3A", "FFD84A", "F06AA0")):
         x = (c.x - c.d(2 + k) - 0.3 * k).remainder(1) - 0.12
         y = c.y - 0.14 - 0.22 * k - 0.05 * c.d(5)
-        tail = torch.maximum(x - 0.095, (y.abs() - 0.9 * (x - 0.045)).abs() * 0 + y.abs() - 0.8 * (x - 0.04))
+        tail = torch.maximum(x - 0.095, y.abs() - 0.8 * (x - 0.04))
         c.lay(union(ellipse(x, y, 0.06, 0.036), tail), shade)
         c.lay((x + 0.03).abs().maximum((y + 0.006).abs()) - 0.007, "1A1A2A")
     c.lay((_scattered(c.x, c.y, 0.16, c.d(6)) - 0.016).abs() - 0.004, "DFF8FF", 0.8)

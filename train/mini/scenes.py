@@ -13,16 +13,16 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from . import places
-from .draw import Canvas, arc, box, capsule, colour, ellipse, grid, palette, union
-from .world import CHUNK, NEUTRAL, draw_head, person, points
+from .draw import Canvas, box, capsule, ellipse, grid, palette, union
+from .world import NEUTRAL, chunk_size, draw_head, person, points
 
 COLOURS = {
     "red": "D8343C", "orange": "F08A24", "yellow": "F4C93A", "green": "3E9B4F", "blue": "2F6FD0",
     "purple": "7D4AB8", "white": "F4F1EA", "black": "2A2A30",
 }  # fmt: skip
 GARMENTS = ("shirt", "sweater", "dress", "jacket")
-ACTIONS = ("", "waving", "with a balloon")
-LIGHTS = {"by day": (1.0, 1.0, 1.0), "at sunset": (1.02, 0.86, 0.72), "at night": (0.56, 0.62, 0.84)}
+ACTIONS = ("", "waving", "with a balloon", "with a cat")
+LIGHTS = {"by day": (1.0, 1.0, 1.0), "at sunset": (1.03, 0.92, 0.82), "at night": (0.60, 0.66, 0.88)}
 STYLES = ("photo", "pencil sketch", "watercolor", "pop art", "pixel art")
 LABELS: dict[str, tuple[str, ...]] = {
     "colour": tuple(COLOURS),
@@ -34,6 +34,7 @@ LABELS: dict[str, tuple[str, ...]] = {
 }
 FACE_HEIGHT = 1.53  # chin to top of the average head, in the head's units
 NECK = 0.95  # where the head turns on the body
+FINGERS = ((-0.2, -0.1), (-0.1, -0.24), (0.05, -0.25), (0.17, -0.17))  # tips, from the middle of the hand
 
 
 def _words() -> tuple[str, ...]:
@@ -101,7 +102,12 @@ def sample_scenes(n: int, rng: np.random.Generator) -> Scenes:
 def captions(scenes: Scenes) -> list[str]:
     """What is in the pictures, of all that `LABELS` holds: never who is in them, nor their expression."""
     rows = torch.stack([getattr(scenes, name) for name in LABELS], 1).tolist()
-    return [_caption(*(values[i] for values, i in zip(LABELS.values(), row, strict=True))) for row in rows]
+    return [caption(row) for row in rows]
+
+
+def caption(row: Sequence[int]) -> str:
+    """The caption for a number of each of `LABELS`, in their order."""
+    return _caption(*(values[i] for values, i in zip(LABELS.values(), row, strict=True)))
 
 
 def _caption(colour: str, garment: str, action: str, place: str, light: str, style: str) -> str:
@@ -142,86 +148,123 @@ def _to_body(s: Scenes, to_head: Tensor, size: int) -> Tensor:
 @torch.no_grad()
 def scenes(z: Tensor, scene: Scenes, size: int = 128) -> Pictures:
     """People z [B, F], each in its scene."""
-    chunks = [_scenes(z[i : i + CHUNK], scene[i : i + CHUNK], size) for i in range(0, len(z), CHUNK)]
+    n = chunk_size(z, size)
+    chunks = [_scenes(z[i : i + n], scene[i : i + n], size) for i in range(0, len(z), n)]
     return Pictures(*(torch.cat(parts) for parts in zip(*chunks, strict=True)))
 
 
 def _scenes(z: Tensor, s: Scenes, size: int) -> Pictures:
     p, to_head = person(z), _to_head(s, size)
-    to_body = _to_body(s, to_head, size)
-    px = to_body[:, 0, 0, None, None]
     rgb = places.backgrounds(s.place, s.light, s.detail, size)
-    c = Canvas(rgb, torch.zeros_like(rgb[:, :1]), *grid(to_body, size), px)
-    draw_body(c, p, s)
+    body = Body(rgb, _to_body(s, to_head, size), s)
+    draw_body(body, p)
+    px = (FACE_HEIGHT / (s.height * size))[:, None, None]
     head = Canvas(rgb, torch.zeros_like(rgb[:, :1]), *grid(to_head, size), px)
     draw_head(head, p)
     tint = torch.tensor(list(LIGHTS.values()), device=z.device)[s.light][:, :, None, None]
-    rgb = (rgb * tint.lerp(torch.ones_like(tint), 0.6 * head.alpha)).clamp(0, 1)
+    rgb = (rgb * tint.lerp(torch.ones_like(tint), 0.55 * torch.maximum(head.alpha, body.alpha))).clamp(0, 1)
     return Pictures(styled(rgb, s.style), head.alpha, to_head, _in_picture(points(z), to_head))
 
 
-def draw_body(c: Canvas, p: SimpleNamespace, s: Scenes):
-    """Torso, arms and clothes, and a balloon, over what is on the canvas."""
-    cloth = palette(s.colour / (len(COLOURS) - 1), tuple(COLOURS.values()))
-    garment = lambda name: (s.garment == GARMENTS.index(name)).float()[:, None, None]  # noqa: E731
-    action = lambda name: (s.action == ACTIONS.index(name)).float()[:, None, None]  # noqa: E731
-    up = 1 - action("")
-    side = torch.where(s.x < 0.5, 1.0, -1.0)[:, None, None]  # the arm that has room
-    x, y = c.x * side, c.y
-    shade = (1.0 - 0.12 * (c.x + 0.3).square()).clamp(0.7, 1.05)[:, None]
-    _balloon(c, x, y, action("with a balloon"), s)
-    torso = union(ellipse(x, y - 0.62, 0.80, 0.56), box(x, y - 2.4, 0.70 + 0.04 * y, 1.9, 0.3), smooth=0.25)
-    low = capsule(-x, y, 0.72, 0.42, 0.98, 1.55, 0.19)
-    low_hand = ((-x - 1.0).square() + (y - 1.7).square()).sqrt() - 0.17
-    elbow_x, elbow_y = 0.72 + 0.48, 0.42 + 0.95 - 0.55 * up
-    hand_x, hand_y = 1.0 + 0.42 * up, 1.55 - 1.85 * up
-    arm = union(
-        capsule(x, y, 0.72, 0.42, elbow_x * up + (1 - up) * 0.98, elbow_y, 0.19),
-        capsule(x, y, elbow_x * up + (1 - up) * 0.98, elbow_y, hand_x, hand_y, 0.16),
-    )
-    hand = ((x - hand_x).square() + (y - hand_y).square()).sqrt() - 0.17
+class Body(Canvas):
+    """A canvas in the upright body's frame. mirrored: [B, H, W], x with the side that has room in the picture right."""
+
+    def __init__(self, rgb: Tensor, to_body: Tensor, scenes: Scenes):
+        px = to_body[:, 0, 0, None, None]
+        super().__init__(rgb, torch.zeros_like(rgb[:, :1]), *grid(to_body, rgb.shape[-1]), px)
+        self.mirrored = self.x * torch.where(scenes.x < 0.5, 1.0, -1.0)[:, None, None]
+        self.scenes = scenes
+
+    def has(self, value: str) -> Tensor:
+        """[B, 1, 1]: 1 where the scene has this garment or action."""
+        name = "garment" if value in GARMENTS else "action"
+        return (getattr(self.scenes, name) == LABELS[name].index(value)).float()[:, None, None]
+
+
+def draw_body(c: Body, p: SimpleNamespace):
+    """Torso, arms and clothes, a balloon or a cat, over what is on the canvas."""
+    cloth = palette(c.scenes.colour / (len(COLOURS) - 1), tuple(COLOURS.values()))
     skin = p.skin * 0.94
-    bare = garment("dress")
+    torso = union(ellipse(c.x, c.y - 0.62, 0.80, 0.56), box(c.x, c.y - 2.4, 0.70 + 0.04 * c.y, 1.9, 0.3), smooth=0.25)
+    _balloon(c)
+    limbs = _arms(c, cloth, skin)
+    c.lay(torso, cloth * (1 - 0.12 * (c.x + 0.3).square()).clamp(0.7, 1.05)[:, None])
+    for dress in (_sweater, _dress, _jacket, _shirt):
+        dress(c, torso, limbs, cloth, skin)
+    _cat(c)
+
+
+def _arms(c: Body, cloth: Tensor, skin: Tensor) -> Tensor:
+    """Two arms, one of them raised where the person waves or holds something; their distance [B, H, W]."""
+    x, y = c.mirrored, c.y
+    up = c.has("waving") + c.has("with a balloon")
+    elbow, hand = (0.98 + 0.16 * up, 1.37 - 0.55 * up), (1.0 + 0.28 * up, 1.55 - 1.75 * up)
+    low = capsule(-x, y, 0.72, 0.42, 0.98, 1.55, 0.19)
+    arm = union(capsule(x, y, 0.72, 0.42, *elbow, 0.19), capsule(x, y, *elbow, *hand, 0.16))
     limbs = union(low, arm)
-    sleeve = torch.lerp(cloth, skin, bare[:, None])
-    short = garment("shirt")
-    c.paint(c.cover(union(low_hand, hand)), skin)
-    c.paint(c.cover(limbs), sleeve * 0.9)
-    beyond = torch.maximum(limbs, 0.62 - torch.minimum(((-x - 0.72).square() + (y - 0.42).square()).sqrt(), ((x - 0.72).square() + (y - 0.42).square()).sqrt()))
-    c.paint(c.cover(beyond) * short, skin)
-    c.paint(c.cover(torso), cloth * shade)
-    _pattern(c, torso, limbs, cloth, garment)
-    c.paint(c.cover(ellipse(c.x, c.y - 0.02, 0.34, 0.24)) * garment("dress"), skin)
+    hands = union(ellipse(-x - 1, y - 1.7, 0.17, 0.17), ellipse(x - hand[0], y - hand[1], 0.17, 0.17))
+    fingers = union(*(capsule(x - hand[0], y - hand[1], 0, 0, *tip, 0.05) for tip in FINGERS))
+    c.lay(fingers, skin, c.has("waving"))
+    c.lay(hands, skin)
+    c.lay(limbs, torch.lerp(cloth, skin, c.has("dress")[:, None]) * 0.9)
+    shoulders = ellipse(x.abs() - 0.72, y - 0.42, 0.42, 0.42)
+    c.lay(torch.maximum(limbs, -shoulders), skin, c.has("shirt"))
+    return limbs
 
 
-def _pattern(c: Canvas, torso: Tensor, limbs: Tensor, cloth: Tensor, garment):
-    """What tells the clothes apart."""
-    white, x, y = colour("FFFFFF", c.x.device), c.x, c.y
-    light = torch.lerp(cloth, white, 0.55)
-    dark = cloth * 0.62 + 0.02
-    inside = c.cover(torso)
-    everywhere = c.cover(union(torso, limbs))
-    stripes = c.cover(((y - 0.15).remainder(0.4) - 0.2).abs() - 0.075)
-    c.paint(stripes * everywhere * garment("sweater"), torch.lerp(light, dark, (cloth.mean(1, keepdim=True) > 0.75).float()))
-    c.paint(c.cover(box(x, y - 0.02, 0.30, 0.15, 0.1)) * garment("sweater"), dark)
-    dots = ((x.remainder(0.36) - 0.18).square() + (y.remainder(0.36) - 0.18).square()).sqrt() - 0.075
-    c.paint(c.cover(dots) * inside * garment("dress"), torch.lerp(light, dark, (cloth.mean(1, keepdim=True) > 0.75).float()))
-    opening = x.abs() - 0.30 + 0.16 * y
-    c.paint(c.cover(torch.maximum(opening.clamp(min=-1), torso)) * garment("jacket"), torch.lerp(white, colour("8FA3B8", x.device), 0.25))
-    lapel = torch.maximum((opening - 0.06).abs() - 0.07, y - 1.0)
-    c.paint(c.cover(torch.maximum(lapel, torso)) * garment("jacket"), dark)
-    collar = capsule(x.abs(), y, 0.13, 0.02, 0.24, 0.22, 0.09)
-    c.paint(c.cover(collar) * garment("shirt"), light)
-    buttons = ((y - 0.35).remainder(0.34) - 0.17).square() + x.square()
-    c.paint(c.cover(buttons.sqrt() - 0.04) * inside * garment("shirt") * c.cover(0.3 - y), dark)
+def _accent(cloth: Tensor) -> Tensor:
+    """A colour that stands out on the cloth: lighter, or darker on a light one."""
+    light = (cloth.mean(1, keepdim=True) > 0.7).float()
+    return torch.lerp(cloth.lerp(torch.ones_like(cloth), 0.55), 0.62 * cloth + 0.02, light)
 
 
-def _balloon(c: Canvas, x: Tensor, y: Tensor, shown: Tensor, s: Scenes):
-    at_x, at_y = 1.45, -1.15
-    c.paint(c.cover(capsule(x, y, 1.42, -0.3, at_x, at_y + 0.4, 0.018)) * shown, colour("F5F5F5", x.device))
-    skin = palette(s.detail[:, 0], ("E8483F", "F5B52E", "4FB06B", "3F83E0", "C45BC0"))
-    c.paint(c.cover(union(ellipse(x - at_x, y - at_y, 0.40, 0.47), ellipse(x - at_x, y - at_y - 0.5, 0.08, 0.06))) * shown, skin)
-    c.paint(c.cover(ellipse(x - at_x + 0.13, y - at_y + 0.17, 0.09, 0.13), 0.05) * shown * 0.7, colour("FFFFFF", x.device))
+def _sweater(c: Body, torso: Tensor, limbs: Tensor, cloth: Tensor, skin: Tensor):
+    stripes = ((c.y - 0.15).remainder(0.4) - 0.2).abs() - 0.075
+    c.lay(stripes, _accent(cloth), c.cover(union(torso, limbs)) * c.has("sweater"))
+    c.lay(box(c.x, c.y - 0.02, 0.30, 0.15, 0.1), cloth * 0.62 + 0.02, c.has("sweater"))
+
+
+def _dress(c: Body, torso: Tensor, limbs: Tensor, cloth: Tensor, skin: Tensor):
+    dots = ellipse(c.x.remainder(0.36) - 0.18, c.y.remainder(0.36) - 0.18, 0.075, 0.075)
+    c.lay(dots, _accent(cloth), c.cover(torso) * c.has("dress"))
+    c.lay(ellipse(c.x, c.y - 0.02, 0.36, 0.26), skin, c.has("dress"))
+
+
+def _jacket(c: Body, torso: Tensor, limbs: Tensor, cloth: Tensor, skin: Tensor):
+    opening = c.x.abs() - 0.30 + 0.16 * c.y
+    c.lay(torch.maximum(opening, torso), "E4E9EF", c.has("jacket"))
+    lapel = torch.maximum((opening - 0.06).abs() - 0.07, c.y - 1.0)
+    c.lay(torch.maximum(lapel, torso), cloth * 0.62 + 0.02, c.has("jacket"))
+
+
+def _shirt(c: Body, torso: Tensor, limbs: Tensor, cloth: Tensor, skin: Tensor):
+    collar = capsule(c.x.abs(), c.y, 0.13, 0.02, 0.24, 0.22, 0.09)
+    c.lay(collar, cloth.lerp(torch.ones_like(cloth), 0.4), c.has("shirt"))
+    buttons = ellipse(c.x, (c.y - 0.35).remainder(0.34) - 0.17, 0.04, 0.04)
+    c.lay(torch.maximum(buttons, 0.35 - c.y), _accent(cloth), c.cover(torso) * c.has("shirt"))
+
+
+def _balloon(c: Body):
+    x, y, shown = c.mirrored - 1.3, c.y + 1.15, c.has("with a balloon")
+    c.lay(capsule(x, y, -0.02, 0.95, 0, 0.4, 0.018), "F5F5F5", shown)
+    rubber = palette(c.scenes.detail[:, 0], ("E8483F", "F5B52E", "4FB06B", "3F83E0", "C45BC0"))
+    c.lay(union(ellipse(x, y, 0.40, 0.47), ellipse(x, y - 0.5, 0.08, 0.06)), rubber, shown)
+    c.lay(ellipse(x + 0.13, y + 0.17, 0.09, 0.13), "FFFFFF", 0.7 * shown)
+
+
+def _cat(c: Body):
+    """It sits on the shoulder."""
+    x, y, shown = c.mirrored - 0.98, c.y + 0.10, c.has("with a cat")
+    fur = palette(c.scenes.detail[:, 0], ("F0A04A", "8A8A94", "3A3540", "F4EEE2"))
+    side = x.abs()
+    ears = torch.maximum((side - 0.19).abs() * 1.8 + y + 0.16 - 0.22, -y - 0.45)
+    body = union(ellipse(x, y - 0.36, 0.24, 0.30), capsule(x, y, 0.2, 0.55, 0.5, 0.2, 0.06), smooth=0.05)
+    c.lay(body, fur * 0.86, shown)
+    c.lay(union(ellipse(x, y, 0.32, 0.26), ears), fur, shown)
+    c.lay(ellipse(x, y - 0.11, 0.14, 0.10), fur.lerp(torch.ones_like(fur), 0.6), shown)
+    c.lay(ellipse(side - 0.13, y + 0.02, 0.055, 0.07), "2A2430", shown)
+    c.lay(ellipse(side - 0.115, y + 0.045, 0.02, 0.022), "FFFFFF", shown)
+    c.lay(ellipse(x, y - 0.07, 0.04, 0.03), "E87A86", shown)
 
 
 def styled(rgb: Tensor, style: Tensor) -> Tensor:
@@ -254,7 +297,7 @@ def _pencil(rgb: Tensor) -> Tensor:
 
 
 def _watercolor(rgb: Tensor) -> Tensor:
-    smooth = _blur(rgb, 1, 1)
+    smooth = torch.lerp(_blur(rgb, 1, 1), rgb, 0.4)
     steps = torch.lerp(smooth, (smooth * 6).round() / 6, 0.5)
     edge = (_blur(rgb, 2) - smooth).abs().mean(1, keepdim=True)
     paper = 0.05 * (_blur(_grain(rgb), 1, 1) - 0.5)

@@ -1,6 +1,6 @@
 """A world of drawn people, with the truth about each: a person is a row of standard normal numbers, one per factor.
 
-    python -m comfyui_wplus.train.mini.world --sheet people.jpg
+    python -m comfyui_wplus.train.mini.sheet miniature_world.jpg
 
 Everything is drawn in the frame of the head: x to the right, y down, the eyes at y = 0, and the half side of FFHQ's
 crop about 1. `faces` draws the crop that FFHQ's alignment gives, on white, as the background removal leaves it.
@@ -19,11 +19,11 @@ from torch import Tensor
 
 from .draw import Canvas, arc, capsule, colour, ellipse, grid, palette, union
 
-CHUNK = 32  # people drawn at a time: what a CPU's cache holds
 EYES_APART, MOUTH_DOWN = 0.25, 0.46
-SKIN = ("FFE8DA", "FBD9BE", "F3C39E", "E0A478", "C68350", "9A5F38", "6E4127", "4A2B1C")
+SKIN = ("FFE8DA", "FBD9BE", "F3C39E", "E0A478", "C68350", "9A5F38", "774A2E", "56331F")
 HAIR = ("17131A", "3B241A", "6B3F22", "A4511F", "C9892F", "EBC76A", "E8E0D0", "D9738F", "6A5ACD", "2F8F8B")
 EYES = ("2A1A12", "5A3517", "8A6A24", "4E7F3A", "2F7F8F", "3E73C4", "8AA3B8")
+FRECKLES = ((0.28, 0.20), (0.36, 0.27), (0.44, 0.19), (0.30, 0.32), (0.10, 0.17), (0.20, 0.26), (0.40, 0.12))
 LIPS = ("A85B50", "C0605C", "D2505A", "B8325A", "8C2F4A")
 
 
@@ -55,6 +55,7 @@ FACTORS = _factors(
     hair_curl      | smooth hair               | curly hair
     fringe         | bare forehead             | hair down to the brows
     parting        | hair swept to the left    | hair swept to the right
+    bun            | none                      | a big bun on top
     eye_colour     | brown eyes                | green, then blue eyes
     eye_size       | small eyes                | large eyes
     eye_spacing    | eyes close together       | eyes far apart
@@ -63,6 +64,7 @@ FACTORS = _factors(
     nose           | small nose                | big nose
     mouth_width    | narrow mouth              | wide mouth
     lips           | pale thin lips            | dark full lips
+    ears           | small ears                | big ears
     freckles       | none                      | many
     beard          | none                      | full beard
     """,
@@ -90,51 +92,58 @@ def sample(n: int, rng: np.random.Generator) -> Tensor:
 
 def person(z: Tensor) -> SimpleNamespace:
     """z [B, F] → what is drawn: sizes [B, 1, 1] in the head's frame, colours [B, 3, 1, 1]."""
-    t = SimpleNamespace(**dict(zip(NAMES, _squashed(z).unbind(1), strict=True)))  # each [B] in -1..1
-    at = lambda middle, spread, value: (middle + spread * value)[:, None, None]  # noqa: E731
-    grey = (1.6 * t.age - 0.1).clamp(0, 0.85)[:, None, None, None]
-    skin = palette((t.skin + 1) / 2, SKIN)
-    hair = torch.lerp(palette((t.hair_colour + 1) / 2, HAIR), colour("CFCBC8", z.device), grey)
-    width = at(0.62, 0.09, t.face_width)
+    t = SimpleNamespace(**dict(zip(NAMES, _squashed(z)[:, :, None, None].unbind(1), strict=True)))  # in -1..1
+    old, young = t.age.clamp(min=0), (-t.age).clamp(min=0)
     opened = torch.sigmoid(3.2 * t.mouth_open - 1.2)
     return SimpleNamespace(
-        width=width,
+        width=0.62 + 0.09 * t.face_width,
         top=-0.74,
-        chin=at(0.79, 0.07, t.face_length) + at(0, 0.05, opened) * 0.6,
-        jaw=at(0.22, -0.15, t.jaw),
-        square=at(2.35, 0.3, t.jaw),
-        skin=torch.lerp(skin, skin.mean(1, keepdim=True) * 1.06, (0.22 * t.age.clamp(min=0))[:, None, None, None]),
-        cheeks=at(0.34, 0.16, t.smile) * at(1, -0.35, t.age),
-        hair=hair,
-        hair_length=at(0.55, 0.9, t.hair_length),
-        hair_volume=at(0.16, 0.10, t.hair_volume),
-        curl=at(0.5, 0.5, t.hair_curl),
-        fringe=at(-0.40, 0.17, t.fringe),
-        parting=at(0, 0.30, t.parting),
-        eye_x=at(EYES_APART, 0.028, t.eye_spacing),
-        eye_a=at(0.122, 0.024, t.eye_size),
-        eye_b=at(0.135, 0.026, t.eye_size),
-        eyes_open=at(0.62, 0.58, t.eyes_open) * at(1, -0.07, t.smile),
-        shut=at(0.5, -0.5, t.eyes_open),
-        iris=palette((t.eye_colour + 1) / 2, EYES),
-        brow=torch.lerp(hair, colour("2A1B16", z.device), 0.45),
-        brow_y=at(-0.235, -0.06, t.brows) - 0.5 * at(0, 0.026, t.eye_size),
-        brow_t=at(0.03, 0.019, t.brow_thickness),
-        brow_tilt=at(0, 0.26, t.brow_tilt) - at(0, 0.22, t.brows),
-        nose=at(0.085, 0.035, t.nose),
-        mouth_w=at(0.20, 0.045, t.mouth_width),
-        smile=at(0.03, 0.125, t.smile),
-        grin=at(1.03, 0.10, t.smile),
-        opened=at(0, 0.17, opened),
-        lip=palette((t.lips + 1) / 2, LIPS) * (0.55 + 0.45 * skin.mean(1, keepdim=True)),
-        lip_t=at(0.028, 0.016, t.lips),
-        freckles=at(-0.1, 1.0, t.freckles).clamp(0, 1),
-        beard=at(-0.35, 1.5, t.beard).clamp(0, 0.95),
-        wrinkles=at(0.0, 1.0, t.age).clamp(0, 1),
-        glasses=at(-0.15, 1.4, t.glasses).clamp(0, 1),
-        turn=at(0, 0.26, t.turn),
-        nod=at(0, 0.17, t.nod),
+        chin=0.79 + 0.07 * t.face_length + 0.03 * opened - 0.06 * young,
+        jaw=0.22 - 0.15 * t.jaw,
+        square=2.35 + 0.3 * t.jaw,
+        ears=1 + 0.35 * t.ears,
+        hair_length=0.55 + 0.9 * t.hair_length,
+        hair_volume=0.16 + 0.10 * t.hair_volume,
+        curl=0.5 + 0.5 * t.hair_curl,
+        fringe=-0.40 + 0.17 * t.fringe,
+        parting=0.30 * t.parting,
+        bun=0.34 * (1.6 * t.bun - 0.5).clamp(0, 1),
+        eye_x=EYES_APART + 0.028 * t.eye_spacing,
+        eye_a=(0.122 + 0.024 * t.eye_size) * (1 + 0.12 * young - 0.08 * old),
+        eye_b=(0.135 + 0.026 * t.eye_size) * (1 + 0.12 * young - 0.08 * old),
+        eyes_open=(1.15 * torch.sigmoid(2.6 * t.eyes_open + 0.9) - 0.13) * (1 - 0.1 * t.smile.clamp(min=0)),
+        shut=0.5 - 0.5 * t.eyes_open,
+        brow_y=-0.235 - 0.06 * t.brows - 0.013 * t.eye_size - 0.02 * young,
+        brow_t=0.03 + 0.019 * t.brow_thickness,
+        brow_tilt=0.03 - 0.26 * t.brow_tilt + 0.2 * t.brows,
+        nose=(0.085 + 0.035 * t.nose) * (1 - 0.2 * young + 0.12 * old),
+        mouth_w=0.20 + 0.045 * t.mouth_width,
+        smile=0.045 + 0.115 * t.smile,
+        grin=1.03 + 0.10 * t.smile,
+        opened=0.17 * opened,
+        lip_t=0.028 + 0.016 * t.lips,
+        freckles=(t.freckles - 0.1).clamp(0, 1),
+        beard=(3 * t.beard - 1.2).clamp(0, 0.95),
+        wrinkles=old,
+        glasses=(2.4 * t.glasses - 0.6).clamp(0, 1),
+        turn=0.25 * t.turn,
+        nod=0.15 * t.nod,
+        cheeks=(0.34 + 0.16 * t.smile) * (1 + 0.5 * young - 0.4 * old),
+        **_colours(t, old[:, None]),
     )
+
+
+def _colours(t: SimpleNamespace, old: Tensor) -> dict[str, Tensor]:
+    """[B, 3, 1, 1] each."""
+    skin, hair, iris, lip = (
+        palette((v.flatten() + 1) / 2, stops)
+        for v, stops in ((t.skin, SKIN), (t.hair_colour, HAIR), (t.eye_colour, EYES), (t.lips, LIPS))
+    )
+    skin = torch.lerp(skin, skin.mean(1, keepdim=True) * 1.06, 0.22 * old)
+    hair = torch.lerp(hair, colour("CFCBC8", hair.device), (1.7 * old - 0.45).clamp(0, 0.85))
+    lip = lip * (0.55 + 0.45 * skin.mean(1, keepdim=True))
+    brow = hair.lerp(colour("2A1B16", hair.device), 0.45)
+    return {"skin": skin, "hair": hair, "iris": iris, "lip": lip, "brow": brow}
 
 
 def _squashed(z: Tensor) -> Tensor:
@@ -185,7 +194,12 @@ def ffhq(points: Tensor, size: int) -> Tensor:
 @torch.no_grad()
 def faces(z: Tensor, size: int = 64) -> Tensor:
     """z [B, F] → aligned faces [B, 3, size, size] in 0..1, on white."""
-    return torch.cat([_faces(chunk, size) for chunk in z.split(CHUNK)]) if len(z) else z.new_zeros(0, 3, size, size)
+    return torch.cat([_faces(chunk, size) for chunk in z.split(chunk_size(z, size))])
+
+
+def chunk_size(z: Tensor, size: int) -> int:
+    """How many pictures to draw at a time: 2^18 pixels fill a CPU's cache."""
+    return max(1, (2**18 if z.device.type == "cpu" else 2**23) // size**2)
 
 
 def _faces(z: Tensor, size: int) -> Tensor:
@@ -216,7 +230,7 @@ def draw_head(c: Canvas, p: SimpleNamespace):
     _brows(c, p)
     _glasses(c, p, inside)
     c.x, c.y = x, y
-    _front_hair(c, p, face)
+    _front_hair(c, p)
 
 
 def _outline(c: Canvas, p) -> Tensor:
@@ -229,130 +243,128 @@ def _outline(c: Canvas, p) -> Tensor:
 
 
 def _back_hair(c: Canvas, p):
-    ripple = p.curl * 0.045 * torch.sin(17 * torch.atan2(c.x, 0.2 - c.y) + 2 * c.y)
-    skull = ellipse(c.x, c.y + 0.10, p.width + 0.4 * p.hair_volume + 0.02, 0.70 + 0.5 * p.hair_volume)
+    x, y, volume = c.x, c.y, p.hair_volume
+    ripple = p.curl * 0.045 * torch.sin(17 * torch.atan2(x, 0.2 - y) + 2 * y)
+    bun = ellipse(
+        x - 0.12 * torch.sin(p.turn), y + 0.72 + 0.3 * volume + 0.5 * p.bun, p.bun + 0.01, 0.85 * p.bun + 0.01
+    )
+    c.lay(bun + 0.6 * ripple, p.hair * (0.51 - 0.3 * y).clamp(0.7, 1)[:, None])
+    skull = ellipse(x, y + 0.10, p.width + 0.4 * volume + 0.02, 0.70 + 0.5 * volume)
     half = (p.hair_length + 0.2) / 2
-    fall = ellipse(c.x, c.y - p.hair_length + half, p.width + 0.75 * p.hair_volume - 0.05, (half + 0.16).clamp(min=0.1))
-    c.paint(c.cover(union(skull, fall, smooth=0.1) + ripple), p.hair * 0.74)
+    fall = ellipse(x, y - p.hair_length + half, p.width + 0.75 * volume - 0.05, (half + 0.16).clamp(min=0.1))
+    c.lay(union(skull, fall, smooth=0.1) + ripple, p.hair * 0.74)
 
 
 def _neck(c: Canvas, p):
-    neck = capsule(c.x, c.y, 0, 0.6, 0, 1.06, 0.24)
-    shade = (1.35 - 0.7 * c.y).clamp(0.72, 0.86)
-    c.paint(c.cover(neck), p.skin * shade[:, None])
+    c.lay(capsule(c.x, c.y, 0, 0.6, 0, 1.1, 0.24), p.skin * (1.35 - 0.7 * c.y).clamp(0.72, 0.86)[:, None])
 
 
 def _ears(c: Canvas, p):
-    x = c.x.abs() - p.width * 0.99
-    ear = ellipse(x, c.y - 0.08 + 0.15 * p.nod, 0.10, 0.15)
-    c.paint(c.cover(ear), p.skin * 0.93)
-    c.paint(c.cover(ear + 0.055, 0.03) * 0.5, p.skin * colour("D08878", c.x.device))
+    ear = ellipse(c.x.abs() - 0.99 * p.width, c.y - 0.08 + 0.3 * p.nod, 0.10 * p.ears, 0.15 * p.ears)
+    c.lay(ear, p.skin * 0.93)
+    c.lay(ear + 0.055, p.skin * colour("D08878", c.x.device), 0.5, blur=0.03)
 
 
 def _skin(c: Canvas, p, face: Tensor):
     light = 1.02 - 0.16 * ((c.x + 0.25) / 1.1).square() - 0.10 * ((c.y + 0.1) / 0.9).square()
     rim = (1 + face * 2.2).clamp(0, 1) * 0.13
-    c.paint(c.cover(face), (p.skin * (light - rim)[:, None]).clamp(0, 1))
+    c.lay(face, (p.skin * (light - rim)[:, None]).clamp(0, 1))
 
 
 def _wrinkles(c: Canvas, p):
-    x = c.x.abs()
+    x, y = c.x.abs(), c.y
     lines = union(
-        arc(c.x, c.y + 0.36, 0.24, -0.025, 0.012),
-        arc(c.x, c.y + 0.44, 0.20, -0.025, 0.012),
-        arc(x - p.eye_x, c.y - 0.19, 0.10, 0.03, 0.012),
-        capsule(x, c.y, 0.17, 0.25, 0.27, 0.40, 0.012),
-        capsule(x, c.y, p.eye_x + 0.15, 0.02, p.eye_x + 0.22, 0.05, 0.01),
+        arc(x, y + 0.36, 0.24, -0.025, 0.012),
+        arc(x, y + 0.44, 0.20, -0.025, 0.012),
+        arc(x - p.eye_x, y - 0.19, 0.10, 0.03, 0.012),
+        capsule(x, y, 0.17, 0.25, 0.27, 0.40, 0.012),
+        capsule(x, y, p.eye_x + 0.15, 0.02, p.eye_x + 0.22, 0.05, 0.01),
     )
-    c.paint(c.cover(lines, 0.02) * p.wrinkles * 0.55, p.skin * 0.62)
+    c.lay(lines, p.skin * 0.62, 0.55 * p.wrinkles, blur=0.02)
 
 
 def _beard(c: Canvas, p, inside: Tensor):
-    jaw = (c.y - 0.34 + 0.9 * (c.x / 0.62).square() * -0.45 + 0.02 * torch.sin(24 * c.x)) * -1
-    around_mouth = ellipse(c.x, c.y - MOUTH_DOWN - 0.02, p.mouth_w + 0.055, 0.11)
-    c.paint(c.cover(torch.maximum(jaw, -around_mouth), 0.04) * p.beard * inside, p.hair * 0.82)
+    bare = ellipse(c.x, c.y + 0.02, 0.50, 0.47) + 0.015 * torch.sin(24 * c.x)
+    moustache = ellipse(c.x, c.y - 0.37, p.mouth_w + 0.07, 0.075)
+    mouth = ellipse(c.x, c.y - MOUTH_DOWN - 0.02, p.mouth_w + 0.02, 0.08)
+    jaw = torch.maximum(union(-bare, moustache, smooth=0.08), -c.y)
+    c.lay(torch.maximum(jaw, -mouth), p.hair * 0.82, p.beard * inside, blur=0.04)
 
 
 def _cheeks(c: Canvas, p, inside: Tensor):
-    x = c.x.abs()
-    blush = (1 - ellipse(x - 0.37, c.y - 0.26, 0.17, 0.13).add(0.13).clamp(min=0) / 0.16).clamp(min=0)
-    rosy = p.skin * colour("FF9A94", c.x.device) + colour("2A0808", c.x.device)
-    c.paint(blush * p.cheeks * 1.5 * inside, rosy.clamp(0, 1))
-    spots = [(0.28, 0.20), (0.36, 0.27), (0.44, 0.19), (0.30, 0.32), (0.10, 0.17), (0.20, 0.26), (0.40, 0.12)]
-    d = union(*((x - sx).square() + (c.y - sy).square() for sx, sy in spots)).sqrt() - 0.017
-    c.paint(c.cover(d, 0.01) * p.freckles * 0.75 * inside, p.skin * colour("B06A48", c.x.device))
+    x, y, device = c.x.abs(), c.y, c.x.device
+    blush = (1 - (ellipse(x - 0.37, y - 0.26, 0.17, 0.13) + 0.13).clamp(min=0) / 0.16).clamp(min=0)
+    rosy = p.skin * colour("FF9A94", device) + colour("2A0808", device)
+    c.paint(1.25 * blush * p.cheeks * inside, rosy.clamp(0, 1))
+    spots = union(*((x - u).square() + (y - v).square() for u, v in FRECKLES)).sqrt() - 0.017
+    c.lay(spots, p.skin * colour("B06A48", device), 0.75 * p.freckles * inside, blur=0.01)
 
 
 def _nose(c: Canvas, p):
-    x, y = c.x - 0.10 * torch.sin(p.turn), c.y - 0.22 - 0.06 * torch.sin(p.nod)
-    c.paint(c.cover(ellipse(x, y - 0.012, p.nose * 1.08, p.nose * 0.80), 0.03) * 0.75, p.skin * colour("D89A88", x.device))
+    x, y, r = c.x - 0.10 * torch.sin(p.turn), c.y - 0.22 - 0.06 * torch.sin(p.nod), p.nose
     tip = (p.skin * 1.05 + 0.02).clamp(0, 1)
-    c.paint(c.cover(ellipse(x + 0.012, y + 0.012, p.nose * 0.85, p.nose * 0.62), 0.04), tip)
-    c.paint(c.cover(ellipse(x + p.nose * 0.3, y + p.nose * 0.35, p.nose * 0.24, p.nose * 0.18), 0.02) * 0.6, (tip + 0.3).clamp(0, 1))
+    c.lay(ellipse(x, y - 0.012, 1.08 * r, 0.8 * r), p.skin * colour("D89A88", x.device), 0.75, blur=0.03)
+    c.lay(ellipse(x + 0.012, y + 0.012, 0.85 * r, 0.62 * r), tip, blur=0.04)
+    c.lay(ellipse(x + 0.3 * r, y + 0.35 * r, 0.24 * r, 0.18 * r), (tip + 0.3).clamp(0, 1), 0.6, blur=0.02)
 
 
 def _mouth(c: Canvas, p):
-    w = p.mouth_w * p.grin
-    q = (1 - (c.x / w).square()).clamp(min=0)
-    middle = MOUTH_DOWN + p.smile * q
-    steep = (1 + (2 * p.smile * c.x / w.square()).square()).sqrt()
-    top, bottom = middle - 0.3 * p.opened * q, middle + p.opened * q
-    hole = torch.maximum(top - c.y, c.y - bottom) / steep
-    ends = c.x.abs() - w
-    lips = torch.maximum(hole - p.lip_t * q.sqrt() * 1.1 - 0.004, ends)
-    c.paint(c.cover(lips), p.lip)
-    line = torch.maximum(hole - 0.010, ends)
-    c.paint(c.cover(line), colour("5A1E22", c.x.device))
+    x, y, w = c.x, c.y - MOUTH_DOWN, p.mouth_w * p.grin
+    q = (1 - (x / w).square()).clamp(min=0)
+    steep = (1 + (2 * p.smile * x / w.square()).square()).sqrt()
+    top, bottom = (p.smile - 0.3 * p.opened) * q, (p.smile + p.opened) * q
+    hole, ends = torch.maximum(top - y, y - bottom) / steep, x.abs() - w
+    c.lay(torch.maximum(hole - 1.1 * p.lip_t * q.sqrt() - 0.004, ends), p.lip)
+    c.lay(torch.maximum(hole - 0.010, ends), "5A1E22")
     inside = c.cover(torch.maximum(hole + 0.006, ends))
     deep = p.opened.clamp(min=0.02)
-    c.paint(inside * c.cover(ellipse(c.x, c.y - MOUTH_DOWN - p.smile - 1.15 * deep, 0.6 * w, 0.6 * deep)), colour("E07078", c.x.device))
-    c.paint(inside * c.cover(c.y - top - 0.42 * p.opened * q), colour("FFFFFF", c.x.device))
+    c.lay(ellipse(x, y - p.smile - 1.15 * deep, 0.6 * w, 0.6 * deep), "E07078", inside)
+    c.lay(y - top - 0.42 * p.opened * q, "FFFFFF", inside)
 
 
 def _eyes(c: Canvas, p):
-    side = c.x.sign()
     x, y = c.x.abs() - p.eye_x, c.y
-    y = y - p.shut.square() * 0.06 * (1 - (x / p.eye_a).square()).clamp(min=-1)
-    b = p.eye_b * p.eyes_open.clamp(min=0.04)
+    socket = ellipse(x, y, p.eye_a + 0.015, p.eye_b + 0.02)
+    c.lay(torch.maximum(socket, y), p.skin * colour("C48A80", x.device), 0.5, blur=0.02)
+    y = y - 0.06 * p.shut.square() * (1 - (x / p.eye_a).square()).clamp(min=-0.4)
+    b = p.eye_b * p.eyes_open.clamp(min=0.03)
     lid = ellipse(x, y, p.eye_a, b)
     inside = c.cover(lid)
-    c.paint(inside, colour("FFFDF8", c.x.device))
+    c.paint(inside, colour("FFFDF8", x.device))
     iris = (x.square() + y.square()).sqrt() - 0.105 * (p.eye_b / 0.135)
-    c.paint(inside * c.cover(iris), p.iris * (0.8 + 2.2 * y.clamp(-0.05, 0.15))[:, None])
-    c.paint(inside * c.cover(iris + 0.05), colour("120C10", c.x.device))
-    gleam = union(
-        ((x * side + 0.035).square() + (y + 0.04).square()).sqrt() - 0.033,
-        ((x * side - 0.035).square() + (y - 0.04).square()).sqrt() - 0.016,
-    )
-    c.paint(inside * c.cover(gleam), colour("FFFFFF", c.x.device))
-    lash = torch.maximum((lid - 0.008).abs() - 0.02, y - 0.2 * b)
-    c.paint(c.cover(lash), colour("2A1B1B", c.x.device))
+    c.lay(iris, p.iris * (0.8 + 2.2 * y.clamp(-0.05, 0.15))[:, None], inside)
+    c.lay(iris + 0.05, "120C10", inside)
+    across = x * c.x.sign()  # the light comes from the left for both eyes
+    gleam = union(ellipse(across + 0.035, y + 0.04, 0.033, 0.033), ellipse(across - 0.035, y - 0.04, 0.016, 0.016))
+    c.lay(gleam, "FFFFFF", inside)
+    lash = torch.maximum((lid - 0.008).abs() - 0.02, torch.maximum(y - 0.2 * b - 0.012, x.abs() - p.eye_a - 0.03))
+    c.lay(lash, "2A1B1B")
 
 
 def _brows(c: Canvas, p):
     x = c.x.abs() - p.eye_x
-    brow = arc(x, c.y - p.brow_y - p.brow_tilt * -x, 0.14, -0.045, p.brow_t)
-    c.paint(c.cover(brow), p.brow)
+    c.lay(arc(x, c.y - p.brow_y - p.brow_tilt * x, 0.14, -0.045, p.brow_t), p.brow)
 
 
 def _glasses(c: Canvas, p, inside: Tensor):
-    x, y = c.x.abs() - p.eye_x, c.y - 0.02
-    lens = ellipse(x, y, 0.195, 0.19)
-    bridge = torch.maximum((c.y + 0.02).abs() - 0.016, c.x.abs() - p.eye_x + 0.19)
-    temple = torch.maximum((c.y + 0.03).abs() - 0.016, p.eye_x + 0.19 - c.x.abs())
-    frame = c.cover(union(lens.abs() - 0.012 - 0.014 * p.glasses, bridge)).maximum(c.cover(temple) * inside)
-    c.paint(c.cover(lens) * p.glasses * 0.12, colour("BFE3FF", x.device))
-    c.paint(frame * p.glasses, colour("2B2A33", x.device))
+    x, y, edge = c.x.abs(), c.y, p.eye_x + 0.19
+    lens = ellipse(x - p.eye_x, y - 0.02, 0.195, 0.19)
+    bridge = torch.maximum((y + 0.02).abs() - 0.016, x - p.eye_x + 0.19)
+    temple = torch.maximum((y + 0.03).abs() - 0.016, edge - x)
+    frame = c.cover(union(lens.abs() - 0.012 - 0.014 * p.glasses, bridge))
+    c.lay(lens, "BFE3FF", 0.12 * p.glasses)
+    c.paint(frame.maximum(c.cover(temple) * inside) * p.glasses, colour("2B2A33", x.device))
 
 
-def _front_hair(c: Canvas, p, face: Tensor):
-    ripple = p.curl * 0.03 * torch.sin(17 * torch.atan2(c.x, 0.2 - c.y) + 2 * c.y)
-    scalp = ellipse(c.x, c.y + 0.12, p.width + 0.35 * p.hair_volume + 0.015, 0.66 + 0.55 * p.hair_volume)
-    sides = (c.x / p.width).square()
-    swept = p.parting * c.x
-    line = p.fringe + swept + 0.62 * sides.square() - 0.06 * sides
-    line = line + p.curl * 0.035 * torch.sin(15 * c.x + 1) + 0.012 * torch.sin(9 * c.x)
-    shape = torch.maximum(torch.maximum(scalp + ripple, c.y - line), c.y - 0.12)
-    strands = 1 + 0.05 * torch.sin(30 * c.x + 9 * p.parting * c.y) * (1 - 0.5 * p.curl)
-    shine = 0.16 * torch.exp(-((c.y + 0.62 + 0.35 * (c.x + 0.15).square()) / 0.07).square())
-    c.paint(c.cover(shape), (p.hair * strands[:, None] + shine[:, None]).clamp(0, 1))
+def _front_hair(c: Canvas, p):
+    y, volume = c.y, p.hair_volume
+    ripple = p.curl * 0.03 * torch.sin(17 * torch.atan2(c.x, 0.2 - y) + 2 * y)
+    scalp = ellipse(c.x, y + 0.12, p.width + 0.35 * volume + 0.015, 0.66 + 0.55 * volume)
+    x = c.x - 0.45 * torch.sin(p.turn)
+    side = (x / p.width).square()
+    line = p.fringe + 0.5 * p.nod + p.parting * x + 0.62 * side.square() - 0.06 * side
+    line = line + p.curl * 0.035 * torch.sin(15 * x + 1) + 0.012 * torch.sin(9 * x)
+    strands = 1 + (0.05 - 0.025 * p.curl) * torch.sin(30 * c.x + 9 * p.parting * y)
+    shine = 0.16 * torch.exp(-((y + 0.62 + 0.35 * (c.x + 0.15).square()) / 0.07).square())
+    shape = torch.maximum(torch.maximum(scalp + ripple, y - line), y - 0.12)
+    c.lay(shape, (p.hair * strands[:, None] + shine[:, None]).clamp(0, 1))
