@@ -38,7 +38,7 @@ FINGERS = ((-0.2, -0.1), (-0.1, -0.24), (0.05, -0.25), (0.17, -0.17))  # tips, f
 
 
 def _words() -> tuple[str, ...]:
-    phrases = ["a person in", NEUTRAL, *(v for values in LABELS.values() for v in values)]
+    phrases = ["a person in an", NEUTRAL, *(v for values in LABELS.values() for v in values)]
     return tuple(sorted({word for phrase in phrases for word in phrase.split()}))
 
 
@@ -291,8 +291,8 @@ def _grain(rgb: Tensor) -> Tensor:
 
 def _pencil(rgb: Tensor) -> Tensor:
     grey = rgb.mean(1, keepdim=True)
-    lines = (grey / (_blur(grey, 3) + 0.02)).clamp(0, 1).pow(1.6)
-    paper = 0.86 + 0.14 * grey - 0.10 * (_grain(rgb) < 0.6 - grey).float()
+    lines = (grey / (_blur(grey, 3) + 0.04)).clamp(0, 1).pow(1.5)
+    paper = 0.86 + 0.14 * grey - 0.07 * (_grain(rgb) < 0.6 - grey).float()
     return 0.98 * lines * torch.lerp(paper.expand_as(rgb), rgb + (1 - rgb) * 0.3, 0.5)
 
 

@@ -1,4 +1,4 @@
-"""Look at the drawn world: people, what each attribute does to two of them, and scenes with their captions.
+"""Look at the drawn world: people, what each attribute does to two of them, and all places and styles.
 
 python -m comfyui_wplus.train.mini.sheet miniature_world.jpg --seed 3
 """
@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import argparse
 import sys
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -15,7 +16,7 @@ from PIL import Image
 from torch import Tensor
 
 from ...wplus_core.sheets import grid
-from .scenes import captions, sample_scenes, scenes
+from .scenes import LABELS, sample_scenes, scenes
 from .world import FACTORS, NAMES, faces, sample
 
 STRENGTHS = (-3, -2, -1, 0, 1, 2, 3)
@@ -43,11 +44,13 @@ def attribute_sheet(rng: np.random.Generator, size: int = 88) -> Image.Image:
     return grid(pictures, 2 * len(STRENGTHS), column_labels=numbers, row_labels=names)
 
 
-def scene_sheet(rng: np.random.Generator, columns: int = 7, rows: int = 4, size: int = 192) -> Image.Image:
-    """Different people in different places."""
-    z, s = sample(columns * rows, rng), sample_scenes(columns * rows, rng)
-    labels = [text.removeprefix("a person in ") for text in captions(s)]
-    return grid(scenes(z, s, size).images, columns, labels)
+def scene_sheet(rng: np.random.Generator, size: int = 128) -> Image.Image:
+    """One person in all places for each style; clothes, light and pose as they come."""
+    places, styles = LABELS["place"], LABELS["style"]
+    n, columns = len(places) * len(styles), torch.arange(len(places)).repeat(len(styles))
+    s = replace(sample_scenes(n, rng), place=columns, style=torch.arange(n) // len(places))
+    z = sample(len(styles), rng).repeat_interleave(len(places), 0)
+    return grid(scenes(z, s, size).images, len(places), column_labels=places, row_labels=styles)
 
 
 def world_sheet(seed: int = 0) -> Image.Image:

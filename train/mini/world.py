@@ -123,7 +123,7 @@ def person(z: Tensor) -> SimpleNamespace:
         opened=0.17 * opened,
         lip_t=0.028 + 0.016 * t.lips,
         freckles=(t.freckles - 0.1).clamp(0, 1),
-        beard=(3 * t.beard - 1.2).clamp(0, 0.95),
+        beard=(3.5 * t.beard - 1.9).clamp(0, 0.95),
         wrinkles=old,
         glasses=(2.4 * t.glasses - 0.6).clamp(0, 1),
         turn=0.25 * t.turn,
