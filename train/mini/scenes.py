@@ -9,11 +9,11 @@ from typing import NamedTuple
 
 import numpy as np
 import torch
-import torch.nn.functional as F
 from torch import Tensor
 
 from . import places
 from .draw import Canvas, box, capsule, ellipse, grid, palette, union
+from .styles import STYLES, styled
 from .world import NEUTRAL, chunk_size, draw_head, person, points
 
 COLOURS = {
@@ -23,14 +23,13 @@ COLOURS = {
 GARMENTS = ("shirt", "sweater", "dress", "jacket")
 ACTIONS = ("", "waving", "with a balloon", "with a cat")
 LIGHTS = {"by day": (1.0, 1.0, 1.0), "at sunset": (1.03, 0.92, 0.82), "at night": (0.60, 0.66, 0.88)}
-STYLES = ("photo", "pencil sketch", "watercolor", "pop art", "pixel art")
 LABELS: dict[str, tuple[str, ...]] = {
     "colour": tuple(COLOURS),
     "garment": GARMENTS,
     "action": ACTIONS,
     "place": tuple(places.PLACES),
     "light": tuple(LIGHTS),
-    "style": STYLES,
+    "style": tuple(STYLES),
 }
 FACE_HEIGHT = 1.53  # chin to top of the average head, in the head's units
 NECK = 0.95  # where the head turns on the body
@@ -265,54 +264,3 @@ def _cat(c: Body):
     c.lay(ellipse(side - 0.13, y + 0.02, 0.055, 0.07), "2A2430", shown)
     c.lay(ellipse(side - 0.115, y + 0.045, 0.02, 0.022), "FFFFFF", shown)
     c.lay(ellipse(x, y - 0.07, 0.04, 0.03), "E87A86", shown)
-
-
-def styled(rgb: Tensor, style: Tensor) -> Tensor:
-    """rgb [B, 3, S, S] in 0..1, style [B] → the pictures in their styles."""
-    out = rgb.clone()
-    for i, draw in enumerate((None, _pencil, _watercolor, _pop_art, _pixel_art)):
-        rows = (style == i).nonzero()[:, 0]
-        if draw and len(rows):
-            out[rows] = draw(rgb[rows]).clamp(0, 1)
-    return out
-
-
-def _blur(x: Tensor, radius: int, times: int = 2) -> Tensor:
-    for _ in range(times):
-        x = F.avg_pool2d(F.pad(x, (radius,) * 4, mode="replicate"), 2 * radius + 1, 1)
-    return x
-
-
-def _grain(rgb: Tensor) -> Tensor:
-    """[1, 1, S, S] in 0..1: the paper's, always the same."""
-    generator = torch.Generator().manual_seed(5)
-    return torch.rand(1, 1, *rgb.shape[2:], generator=generator).to(rgb)
-
-
-def _pencil(rgb: Tensor) -> Tensor:
-    grey = rgb.mean(1, keepdim=True)
-    lines = (grey / (_blur(grey, 3) + 0.04)).clamp(0, 1).pow(1.5)
-    paper = 0.86 + 0.14 * grey - 0.07 * (_grain(rgb) < 0.6 - grey).float()
-    return 0.98 * lines * torch.lerp(paper.expand_as(rgb), rgb + (1 - rgb) * 0.3, 0.5)
-
-
-def _watercolor(rgb: Tensor) -> Tensor:
-    smooth = torch.lerp(_blur(rgb, 1, 1), rgb, 0.4)
-    steps = torch.lerp(smooth, (smooth * 6).round() / 6, 0.5)
-    edge = (_blur(rgb, 2) - smooth).abs().mean(1, keepdim=True)
-    paper = 0.05 * (_blur(_grain(rgb), 1, 1) - 0.5)
-    return 0.14 + 0.88 * steps - 0.9 * edge + paper
-
-
-def _pop_art(rgb: Tensor) -> Tensor:
-    grey = rgb.mean(1, keepdim=True)
-    vivid = (grey + 1.7 * (rgb - grey) - 0.5) * 1.25 + 0.5
-    i = torch.arange(rgb.shape[-1], device=rgb.device)
-    dots = ((i % 4 - 1.5).square() + (i[:, None] % 4 - 1.5).square()).sqrt()
-    dots = (dots < 1.2).float() * ((grey - _blur(grey, 2)).abs() < 0.03)
-    return (vivid * 4).round() / 4 - 0.09 * dots
-
-
-def _pixel_art(rgb: Tensor) -> Tensor:
-    small = F.avg_pool2d(rgb, 2, ceil_mode=True)
-    return F.interpolate((small * 6).round() / 6, scale_factor=2)[..., : rgb.shape[2], : rgb.shape[3]]

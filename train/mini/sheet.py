@@ -53,11 +53,10 @@ def scene_sheet(rng: np.random.Generator, size: int = 128) -> Image.Image:
     return grid(scenes(z, s, size).images, len(places), column_labels=places, row_labels=styles)
 
 
-def world_sheet(seed: int = 0) -> Image.Image:
+def world_sheet(seed: int = 0, width: int = 900) -> Image.Image:
     """All three, one under the other."""
     rng = np.random.default_rng(seed)
     parts = [people_sheet(rng), scene_sheet(rng), attribute_sheet(rng)]
-    width = max(part.width for part in parts)
     parts = [part.resize((width, round(part.height * width / part.width)), Image.Resampling.LANCZOS) for part in parts]
     sheet = Image.new("RGB", (width, sum(part.height for part in parts)), "white")
     for n, part in enumerate(parts):
@@ -72,7 +71,7 @@ def main(args: list[str]) -> int:
     parser.add_argument("out", type=Path, help="picture to write: .jpg, .png, ...")
     parser.add_argument("--seed", type=int, default=0)
     options = parser.parse_args(args)
-    world_sheet(options.seed).save(options.out, quality=80)
+    world_sheet(options.seed).save(options.out, quality=70)
     print(options.out)
     return 0
 
