@@ -1,23 +1,30 @@
 """Prepared pictures on disk, and the stream of training images made of them.
 
 A data set is a folder:
-    index.json            format, version, w_layers, latent_size, scaling_factor, prompts, shards [{file, count}]
+    index.json            format, version, w_layers, latent_size, scaling_factor, prompts, shards [{file, count}], and
+                          what it was made with; written last, so that a folder that has it is complete
     prompts.safetensors   text [P, 77, 768]: the text encoder's output for index.json's prompts; row 0 is ""
     shard-*.safetensors   stacked over its n samples:
         latents [n, K, 8, h, w]     mean and standard deviation of the VAE's latent, K augmented variants
         w       [n, L, 512]
         face    [n, K, 1, h', w']   1 on the face, eroded and blurred (what stage II needs)
         text    [n, 77, 768]        of the sample's own caption; without it a prompt is drawn (stage I)
+      its metadata `about` is JSON: {"rows": [{name, caption, ...} of each sample], "bad": [{file, reason}, ...]}
 Files are read where they are needed, row by row; float16 is enough for all of them.
+
+    writer = Writer(folder, {"": text_of(""), "a face": text_of("a face")})
+    for number in range(len(writer), count):      # killed, and started again: goes on after the last whole shard
+        writer.append({"latents": ..., "w": ...}, name=f"{number:05d}")
+    writer.finish()
 """
 
 from __future__ import annotations
 
 import json
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import cached_property
-from itertools import accumulate
+from itertools import accumulate, count
 from pathlib import Path
 from typing import Any
 
@@ -34,6 +41,7 @@ from .objectives import STEPS, Batch
 
 FORMAT, VERSION = "wplus-dataset", 1
 AGAIN = "Prepare the data set again"
+Sample = dict[str, Tensor]
 
 
 @dataclass(frozen=True)
@@ -45,6 +53,7 @@ class Index:
     prompts: tuple[str, ...]
     shards: tuple[dict[str, Any], ...]
     scaling_factor: float = 0.18215
+    settings: dict[str, Any] = field(default_factory=dict)
     format: str = FORMAT
     version: int = VERSION
 
@@ -190,18 +199,117 @@ def read_index(folder: Path) -> Index:
         raise FileError(path, f"damaged ({e})", AGAIN) from e
     if index.format != FORMAT or index.version > VERSION:
         raise FileError(path, f"{index.format} {index.version}, expected {FORMAT} {VERSION}", "Update ComfyUI-WPlus")
-    return Index(**{**index.__dict__, "latent_size": tuple(index.latent_size)})
+    tuples = {k: tuple(getattr(index, k)) for k in ("latent_size", "prompts", "shards")}
+    return replace(index, **tuples)
 
 
-def write_dataset(folder: str | Path, samples: Sequence[dict[str, Tensor]], prompts: dict[str, Tensor], shard=128):
-    """Write samples (see the module's docstring, without the first axis) and {prompt: [77, 768]}, "" first."""
-    folder, shards = Path(folder), []
-    for start in range(0, len(samples), shard):
-        rows = samples[start : start + shard]
-        name = f"shard-{len(shards):05d}.safetensors"
-        write_safetensors(folder / name, {k: torch.stack([s[k] for s in rows]) for k in rows[0]}, {})
-        shards.append({"file": name, "count": len(rows)})
-    write_safetensors(folder / "prompts.safetensors", {"text": torch.stack(list(prompts.values()))}, {})
-    layers, size = len(samples[0]["w"]), tuple(samples[0]["latents"].shape[-2:])
-    index = json.dumps(Index(layers, size, tuple(prompts), tuple(shards)).__dict__, indent=1)
-    write_whole(folder / "index.json", lambda p: p.write_text(index, encoding="utf-8"))
+class Writer:
+    """Writes a data set shard by shard. A shard is whole or not there, and none is written twice without need.
+
+    prompts: {prompt: [77, 768]}, "" first. settings: JSON values; a folder that was begun with others is refused.
+    index: other fields of `Index`.
+    """
+
+    def __init__(
+        self,
+        folder: str | Path,
+        prompts: dict[str, Tensor],
+        shard: int = 128,
+        settings: dict[str, Any] | None = None,
+        **index: Any,
+    ):
+        self.folder, self.prompts, self.shard, self.index = Path(folder), prompts, shard, index
+        self.settings = json.loads(json.dumps(settings or {}))  # as they will be read back
+        self.buffer: list[tuple[Sample, dict[str, Any]]] = []
+        self.begin()
+        self.written = next(n for n in count() if not self.has(n))
+        self.rows = sum(len(read_about(self.path(n))["rows"]) for n in range(self.written))
+
+    def begin(self):
+        path = self.folder / "settings.json"
+        if path.is_file():
+            check_settings(path, self.settings)
+        else:
+            text = json.dumps(self.settings, indent=1)
+            write_whole(path, lambda p: p.write_text(text, encoding="utf-8"))
+
+    def __len__(self) -> int:
+        """Samples so far; after a kill, those of the whole shards."""
+        return self.rows + len(self.buffer)
+
+    def append(self, sample: Sample, **about: Any):
+        """Add a sample (see the module's docstring, without the first axis); about: JSON values such as its name."""
+        self.buffer.append((sample, about))
+        if len(self.buffer) == self.shard:
+            self.flush()
+
+    def flush(self):
+        """Write what was appended as a shard, full or not."""
+        if self.buffer:
+            samples, about = zip(*self.buffer, strict=True)
+            self.write(self.written, samples, about)
+            self.rows, self.written, self.buffer = self.rows + len(samples), self.written + 1, []
+
+    def path(self, number: int) -> Path:
+        return self.folder / f"shard-{number:05d}.safetensors"
+
+    def has(self, number: int) -> bool:
+        return self.path(number).is_file()
+
+    def write(self, number: int, samples: Sequence[Sample], about: Sequence[dict] = (), bad: Sequence[dict] = ()):
+        """Write the shard of that number, in any order and from any process; it may be empty. bad: {file, reason}."""
+        tensors = {k: torch.stack([s[k] for s in samples]) for k in samples[0]} if samples else {}
+        (self.folder / "index.json").unlink(missing_ok=True)
+        info = json.dumps({"rows": list(about) or [{}] * len(samples), "bad": list(bad)})
+        write_safetensors(self.path(number), tensors, {"about": info})
+
+    def finish(self, shards: int | None = None) -> Index:
+        """Write the prompts and the index of the shards 0 to `shards`, or of those appended: the data set is complete.
+
+        Every process of a distributed run may call it: they write the same.
+        """
+        self.flush()
+        numbers = range(self.written if shards is None else shards)
+        counts = [{"file": self.path(n).name, "count": len(read_about(self.path(n))["rows"])} for n in numbers]
+        filled = tuple(c for c in counts if c["count"])
+        if not filled:
+            raise FileError(self.folder, "not one sample was written", "See quarantine.jsonl, if there is one, for why")
+        write_safetensors(self.folder / "prompts.safetensors", {"text": torch.stack(list(self.prompts.values()))}, {})
+        with safe_open(self.folder / filled[0]["file"], framework="pt") as first:
+            layers = first.get_slice("w").get_shape()[1]
+            size = self.index.get("latent_size") or first.get_slice("latents").get_shape()[-2:]
+        rest = {k: v for k, v in self.index.items() if k != "latent_size"} | {"settings": self.settings}
+        index = Index(layers, tuple(size), tuple(self.prompts), filled, **rest)
+        text = json.dumps(index.__dict__, indent=1)
+        write_whole(self.folder / "index.json", lambda p: p.write_text(text, encoding="utf-8"))
+        return index
+
+
+def read_about(path: Path) -> dict[str, list[dict[str, Any]]]:
+    """What a shard says of its samples (`rows`), and of the pictures that gave none (`bad`)."""
+    try:
+        with safe_open(path, framework="pt") as file:
+            return json.loads((file.metadata() or {})["about"])
+    except (SafetensorError, OSError, KeyError, ValueError) as e:
+        raise FileError(path, f"damaged or missing shard ({e})", "Delete it, and prepare the data set again") from e
+
+
+def check_settings(path: Path, settings: dict[str, Any]):
+    try:
+        before = json.loads(path.read_text(encoding="utf-8"))
+    except ValueError as e:
+        raise FileError(path, f"damaged ({e})", "Choose an empty folder") from e
+    differing = [k for k in before | settings if before.get(k) != settings.get(k)]
+    changed = [f"{k}: {before.get(k)} -> {settings.get(k)}" for k in differing]
+    if changed:
+        problem = f"this data set was begun with other settings ({'; '.join(changed)})"
+        raise FileError(path.parent, problem, "Give them again, or choose another folder")
+
+
+def write_dataset(folder: str | Path, samples: Sequence[Sample], prompts: dict[str, Tensor], shard: int = 128) -> Index:
+    """Write all samples at once, over what lies in the folder; prompts as for `Writer`."""
+    writer = Writer(folder, prompts, shard)
+    starts = range(0, len(samples), shard)
+    for number, start in enumerate(starts):
+        writer.write(number, samples[start : start + shard])
+    return writer.finish(len(starts))
