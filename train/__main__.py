@@ -1,12 +1,14 @@
 """Train the adapter, and turn a run into files to use.
 
+    python -m comfyui_wplus.train prepare aligned FFHQ data/ffhq --base sd15.safetensors --encoder e4e_ffhq_encode.pt
     python -m comfyui_wplus.train stage1 --run runs/one --base sd15.safetensors --data data/ffhq data/synthetic
     python -m comfyui_wplus.train stage2 --run runs/two --base sd15.safetensors --data data/wild --adapter one.safetensors
     accelerate launch -m comfyui_wplus.train stage1 --run runs/one --base stable-diffusion-v1-5/ --data data/ffhq data/synthetic
     python -m comfyui_wplus.train runs/one/config.yaml --images 3200000
     python -m comfyui_wplus.train export runs/one one.safetensors wplus_adapter.bin
 
-The first word is a preset (stage1, stage2, smoke), a YAML file of settings, or export. The same command again resumes.
+The first word is prepare (`prepare --help` says how), a preset (stage1, stage2, smoke), a YAML file of settings, or
+export. The same command again resumes.
 --dry-run prints the settings and stops; `stage1 --help` lists them. Ctrl-C and SIGTERM save a checkpoint and stop.
 export writes our .safetensors or the reference's .bin, by the name's ending; --raw instead of the moving average.
 Exits 1 if something is wrong with the input, 2 with the options.
@@ -25,6 +27,7 @@ from ..wplus_core.errors import WPlusError
 from .config import Config, preset, to_yaml
 from .export import export
 from .loop import train
+from .prepare import command
 
 
 def parse(name: str, args: list[str]) -> tuple[Config, bool]:
@@ -76,6 +79,8 @@ def main(args: list[str]) -> int:
         print(__doc__)
         return 0 if args else 2
     try:
+        if args[0] == "prepare":
+            return command(args[1:])
         if args[0] == "export":
             tyro.cli(export_command, prog="python -m comfyui_wplus.train export", args=args[1:])
         else:

@@ -79,7 +79,8 @@ class Config:
     single-file checkpoint. data: prepared data sets. shares: how often each is drawn, by its size if empty. stage: 1 or
     2, for the record. adapter: weights to start from, in any form; without it a new one. train_mapping: stage I, and
     the paper's one-stage ablation. parallel: its "PCA" ablation. images: length of the training. batch: images per
-    optimiser step, all processes together. directions: a file of them, for that augmentation.
+    optimiser step, all processes together. directions: a file of them, for that augmentation. vae: instead of the
+    base's, for data sets that are pictures.
     """
 
     run: Path
@@ -94,6 +95,7 @@ class Config:
     batch: int = 16
     seed: int = 0
     directions: Path | None = None
+    vae: Path | None = None
     objective: Objective = field(default_factory=Objective)
     dropout: Dropout = field(default_factory=Dropout)
     augment: Augment = field(default_factory=Augment)
@@ -121,7 +123,7 @@ class Config:
 
 
 # What may differ between a run and its resumption: where things lie, how fast it goes, how long, what is kept.
-FREE = {"run", "base", "data", "adapter", "directions", "images", "speed"}
+FREE = {"run", "base", "data", "adapter", "directions", "vae", "images", "speed"}
 FREE |= {"keep.every", "keep.last", "keep.log", "keep.bad_steps"}
 
 

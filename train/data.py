@@ -9,6 +9,10 @@ A data set is a folder:
         w       [n, L, 512]
         face    [n, K, 1, h', w']   1 on the face, eroded and blurred (what stage II needs)
         text    [n, 77, 768]        of the sample's own caption; without it a prompt is drawn (stage I)
+      or, instead of latents and face, what index.json's `views` are drawn from while training:
+        picture [bytes], picture_ends [n]   the photos' JPEG files, one after the other, and where each ends
+        mask    [n, 1, m, m]        uint8, the face in its aligned crop
+        to_mask [n, 3, 3]           float64, pixel indices of the photo -> of the mask
       its metadata `about` is JSON: {"rows": [{name, caption, ...} of each sample], "bad": [{file, reason}, ...]}
 Files are read where they are needed, row by row; float16 is enough for all of them.
 
@@ -26,9 +30,12 @@ from dataclasses import dataclass, field, replace
 from functools import cached_property
 from itertools import accumulate, count
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
+import numpy as np
 import torch
+import torch.nn.functional as F
+from diffusers import AutoencoderKL
 from safetensors import SafetensorError, safe_open
 from torch import Tensor
 from torch.utils.data import Dataset
@@ -36,12 +43,26 @@ from torch.utils.data import Dataset
 from ..wplus_core.directions import Direction
 from ..wplus_core.errors import FileError, WPlusError
 from ..wplus_core.files import read, write_safetensors, write_whole
+from .base import LATENT_CHANNELS, latents
 from .draws import DROP_TEXT, DROP_W, IMAGE, Augment, Dropout, normal, partner_of, sample_of, stream
 from .objectives import STEPS, Batch
+from .views import Views, corners, from_jpeg
 
 FORMAT, VERSION = "wplus-dataset", 1
 AGAIN = "Prepare the data set again"
+PICTURE = {"picture", "picture_ends"}
 Sample = dict[str, Tensor]
+
+
+class Drawn(NamedTuple):
+    """A batch whose latents are still to be made: `encode` does it.
+
+    picture: [B, 3, H, W] in 0..1. posterior: [B, 4, h, w], normal, which point of the VAE's posterior it will be.
+    """
+
+    picture: Tensor
+    posterior: Tensor
+    batch: Batch
 
 
 @dataclass(frozen=True)
@@ -53,6 +74,7 @@ class Index:
     prompts: tuple[str, ...]
     shards: tuple[dict[str, Any], ...]
     scaling_factor: float = 0.18215
+    views: dict[str, Any] | None = None
     settings: dict[str, Any] = field(default_factory=dict)
     format: str = FORMAT
     version: int = VERSION
@@ -65,6 +87,7 @@ class Prepared:
         self.folder = Path(folder)
         self.index = read_index(self.folder)
         self.ends = list(accumulate(s["count"] for s in self.index.shards))
+        self.views = Views(**self.index.views) if self.index.views else None
         self.files: dict[str, Any] = {}
         if not len(self):
             raise FileError(self.folder, "the data set is empty", AGAIN)
@@ -87,11 +110,24 @@ class Prepared:
     def __getitem__(self, i: int) -> dict[str, Tensor]:
         shard, row = self.locate(i)
         file = self.open(shard)
-        return {k: file.get_slice(k)[row] for k in file.keys()}
+        sample = {k: file.get_slice(k)[row] for k in file.keys() if k not in PICTURE}
+        return sample | ({"picture": picture_of(file, row)} if PICTURE <= set(file.keys()) else {})
 
     def w(self, i: int) -> Tensor:
         shard, row = self.locate(i)
         return self.open(shard).get_slice("w")[row].float()
+
+    def about(self, i: int) -> dict[str, Any]:
+        """What the shard says about sample i, such as its name and caption."""
+        shard, row = self.locate(i)
+        return read_about(self.folder / shard)["rows"][row]
+
+    def draw(self, rng: np.random.Generator, sample: Sample) -> tuple[Tensor, Tensor]:
+        """A view of a sample that is a picture: [3, S, S] in 0..1, and its face [1, h, w]."""
+        photo, mask = from_jpeg(sample["picture"]).float() / 255, sample["mask"].float() / 255
+        view = self.views.draw(rng, photo.shape[1:], corners(sample["to_mask"], mask.shape[-1]))
+        picture, face = self.views.render(view, photo, mask, sample["to_mask"])
+        return picture, F.interpolate(face[None], self.index.latent_size, mode="area")[0]
 
     def locate(self, i: int) -> tuple[str, int]:
         number = next(k for k, end in enumerate(self.ends) if i < end)
@@ -130,30 +166,38 @@ class Stream(Dataset):
         forms = {(s.index.w_layers, s.index.latent_size) for s in self.sources}
         if len(forms) > 1:
             raise WPlusError(f"data sets must have w layers and a latent size in common, got {sorted(forms)}")
+        if len({s.views is None for s in self.sources}) > 1:
+            raise WPlusError("data sets of latents and of pictures (--online-vae) cannot be mixed; prepare all alike")
         if "direction" in self.augment.kinds and not self.directions:
             raise WPlusError("augmenting along directions needs a file of directions (--directions)")
 
-    def __getitem__(self, n: int) -> Batch:
+    @property
+    def online(self) -> bool:
+        """Whether the samples are pictures, and the rows `Drawn`."""
+        return self.sources[0].views is not None
+
+    def __getitem__(self, n: int) -> Batch | Drawn:
         source, i = self.locate(n)
         data, rng = self.sources[source], stream(self.seed, IMAGE, n)
         sample, other = data[i], self.w(partner_of(n, self.seed, self.batch))
-        variant = rng.integers(len(sample["latents"]))
-        mean, std = sample["latents"][variant].float().chunk(2)
-        z0 = (mean + std * normal(rng, mean.shape)) * data.index.scaling_factor
+        picture, mean, std, face = draw_picture(rng, data, sample)
+        posterior = normal(rng, mean.shape)
+        z0 = (mean + std * posterior) * data.index.scaling_factor
         noise, t, drop = normal(rng, z0.shape), int(rng.integers(STEPS)), self.dropout(rng)
         prompt = rng.integers(1, len(data.index.prompts)) if "text" not in sample else 0
         c = data.prompts[0] if drop & DROP_TEXT else sample.get("text", data.prompts[prompt])
         w = sample["w"].float()
         w_hat = self.augment(rng, w, other, self.directions)
         kept = 0.0 if drop & DROP_W else 1.0
-        face = sample["face"][variant].float() if "face" in sample else torch.zeros(1, *mean.shape[1:])
-        return Batch(z0, noise, torch.tensor(t), c.float(), kept * w, kept * w_hat, face)
+        batch = Batch(z0, noise, torch.tensor(t), c.float(), kept * w, kept * w_hat, face)
+        return batch if picture is None else Drawn(picture, posterior, batch)
 
     def check(self, face: bool):
         """Whether the samples have all that the objective wants."""
         for source in self.sources:
             keys = source[0].keys()
-            missing = {"latents", "w", *(["face"] if face else [])} - keys
+            needed = {"picture", "mask", "to_mask"} if source.views else {"latents", *(["face"] if face else [])}
+            missing = (needed | {"w"}) - keys
             if missing:
                 raise FileError(source.folder, f"its samples have no {sorted(missing)}", "Prepare `wild` pictures")
             if "text" not in keys and len(source.index.prompts) < 2:
@@ -165,6 +209,43 @@ class Stream(Dataset):
     def w(self, n: int) -> Tensor:
         source, i = self.locate(n)
         return self.sources[source].w(i)
+
+
+def draw_picture(
+    rng: np.random.Generator, data: Prepared, sample: Sample
+) -> tuple[Tensor | None, Tensor, Tensor, Tensor]:
+    """The picture if it is still to be encoded, the posterior's mean and standard deviation [4, h, w], the face."""
+    size = data.index.latent_size
+    if data.views is None:
+        variant = rng.integers(len(sample["latents"]))
+        mean, std = sample["latents"][variant].float().chunk(2)
+        return None, mean, std, sample["face"][variant].float() if "face" in sample else torch.zeros(1, *size)
+    picture, face = data.draw(rng, sample)
+    unknown = torch.zeros(LATENT_CHANNELS, *size)
+    return picture, unknown, unknown, face
+
+
+def encode(item: Batch | Drawn, device: torch.device, vae: AutoencoderKL | None = None) -> Batch:
+    """A batch of the stream, on the device, with its latents made by the VAE where they are still to be made."""
+    if isinstance(item, Batch):
+        return Batch(*(x.to(device, non_blocking=True) for x in item))
+    mean, std = latents(vae, item.picture.to(device, non_blocking=True)).chunk(2, dim=1)
+    z0 = (mean + std * item.posterior.to(device)) * vae.config.scaling_factor
+    return encode(item.batch, device)._replace(z0=z0)
+
+
+def picture_of(file: Any, row: int) -> Tensor:
+    """The bytes of a row's JPEG file."""
+    ends = file.get_tensor("picture_ends")
+    return file.get_slice("picture")[(int(ends[row - 1]) if row else 0) : int(ends[row])]
+
+
+def stacked(samples: Sequence[Sample]) -> dict[str, Tensor]:
+    """The tensors of a shard."""
+    tensors = {k: torch.stack([s[k] for s in samples]) for k in samples[0] if k != "picture"} if samples else {}
+    files = [s["picture"] for s in samples if "picture" in s]
+    ends = torch.tensor(list(accumulate(len(x) for x in files)))
+    return tensors | ({"picture": torch.cat(files), "picture_ends": ends} if files else {})
 
 
 @dataclass(frozen=True)
@@ -258,10 +339,9 @@ class Writer:
 
     def write(self, number: int, samples: Sequence[Sample], about: Sequence[dict] = (), bad: Sequence[dict] = ()):
         """Write the shard of that number, in any order and from any process; it may be empty. bad: {file, reason}."""
-        tensors = {k: torch.stack([s[k] for s in samples]) for k in samples[0]} if samples else {}
         (self.folder / "index.json").unlink(missing_ok=True)
         info = json.dumps({"rows": list(about) or [{}] * len(samples), "bad": list(bad)})
-        write_safetensors(self.path(number), tensors, {"about": info})
+        write_safetensors(self.path(number), stacked(samples), {"about": info})
 
     def finish(self, shards: int | None = None) -> Index:
         """Write the prompts and the index of the shards 0 to `shards`, or of those appended: the data set is complete.

@@ -18,7 +18,7 @@ from torch import Tensor
 from ..wplus_core.directions import Direction
 from ..wplus_core.errors import WPlusError
 
-IMAGE, ORDER, PARTNERS = range(3)  # streams of random numbers that must not meet
+IMAGE, ORDER, PARTNERS, VIEWS, Z = range(5)  # streams of random numbers that must not meet
 DROP_W, DROP_TEXT = 1, 2
 
 Kind = Literal["shuffle", "noise", "both", "extrapolate", "direction"]

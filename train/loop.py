@@ -23,6 +23,7 @@ from typing import Any
 
 import torch
 from accelerate import Accelerator, DistributedDataParallelKwargs
+from diffusers import AutoencoderKL
 from torch import Tensor, nn
 from torch.utils.data import DataLoader
 from tqdm import tqdm
@@ -31,8 +32,9 @@ from ..wplus_core.adapter import WPlusAdapter
 from ..wplus_core.checkpoints import load_adapter, save_adapter
 from ..wplus_core.direction_files import load_directions
 from ..wplus_core.errors import FileError, WPlusError
+from .base import load_vae
 from .config import Config, Optim, check_resumable, from_dict, save_yaml, to_dict
-from .data import Prepared, Rows, Stream
+from .data import Prepared, Rows, Stream, encode
 from .model import Denoiser, load_unet, new_adapter, set_trainable
 from .objectives import Batch
 from .run_folder import RunFolder
@@ -202,12 +204,18 @@ def open_stream(config: Config) -> Stream:
 
 def steps(config: Config, stream: Stream, images: int, accelerator: Accelerator) -> Iterator[list[Batch]]:
     """This process's micro-batches of one optimiser step after the other, on the device."""
+    vae = online_vae(config).to(accelerator.device) if stream.online else None
     micro = config.micro(accelerator.num_processes)
     rows = Rows(images, config.images, micro, accelerator.process_index, accelerator.num_processes)
     cuda = accelerator.device.type == "cuda"
     loader = iter(DataLoader(stream, batch_sampler=rows, num_workers=config.speed.workers, pin_memory=cuda))
     while batches := list(islice(loader, config.batch // (micro * accelerator.num_processes))):
-        yield [Batch(*(x.to(accelerator.device, non_blocking=True) for x in batch)) for batch in batches]
+        yield [encode(batch, accelerator.device, vae) for batch in batches]
+
+
+def online_vae(config: Config) -> AutoencoderKL:
+    """The VAE for data sets that are pictures."""
+    return load_vae(config.vae or config.base, DTYPES[config.speed.precision])
 
 
 @dataclass

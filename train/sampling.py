@@ -18,11 +18,10 @@ from torch import Tensor
 from ..wplus_core.adapter import WPlusAdapter
 from ..wplus_core.errors import WPlusError
 from .attention import Residual, WPlusAttnProcessor, install
+from .base import LATENT_CHANNELS
 from .draws import normal, stream
 from .model import Float32Weights
 from .objectives import STEPS
-
-LATENT_CHANNELS = 4
 
 
 @dataclass(frozen=True)

@@ -44,6 +44,12 @@ class AlignedFaces:
         """Side of each crop in pixels of the photo."""
         return [self.images.shape[-1] * s for s in _scales(self.to_photo)]
 
+    @property
+    def outside(self) -> list[float]:
+        """The part of each crop that lies outside the photo, 0..1."""
+        size, device = self.images.shape[-2:], self.images.device
+        return [1 - _coverage(t[None], size, self.photo_size, device).mean().item() for t in self.to_photo]
+
     def __len__(self) -> int:
         return len(self.images)
 
