@@ -5,10 +5,25 @@ import sys
 from pathlib import Path
 
 import torch
+from comfyui_wplus.wplus_core.checkpoints import save_parser
+from comfyui_wplus.wplus_core.parsing import FaceParser, ParserConfig
 from comfyui_wplus.wplus_core.photos import save_png
 from diffusers import AutoencoderKL
 from pictures import astronaut
-from transformers import CLIPTextConfig, CLIPTextModel
+from seeded import seed_
+from tokenizers import Tokenizer, models, pre_tokenizers
+from transformers import (
+    Blip2Config,
+    Blip2ForConditionalGeneration,
+    Blip2Processor,
+    Blip2QFormerConfig,
+    Blip2VisionConfig,
+    BlipImageProcessor,
+    CLIPTextConfig,
+    CLIPTextModel,
+    OPTConfig,
+    PreTrainedTokenizerFast,
+)
 
 sys.path.append(str(Path(__file__).resolve().parents[1] / "scripts"))
 import stand_ins  # noqa: E402
@@ -57,8 +72,14 @@ def small_world(folder: Path) -> dict[str, Path]:
     return {
         "base": write_base(folder / "base"),
         "encoder": stand_ins.write(folder, "encoder"),
-        "parser": stand_ins.write(folder, "parser"),
+        "parser": write_parser(folder / "parser.safetensors"),
     }
+
+
+def write_parser(path: Path) -> Path:
+    """Random, but of weights by which a face has background, skin and hair."""
+    save_parser(seed_(FaceParser(ParserConfig(channels=(8,) * 5, body=1)), 1, "parse."), path)
+    return path
 
 
 def write_photos(folder: Path) -> Path:
@@ -78,3 +99,29 @@ def write_photos(folder: Path) -> Path:
 
 def half(x: torch.Tensor) -> torch.Tensor:
     return torch.nn.functional.interpolate(x[None], scale_factor=0.5, mode="area")[0]
+
+
+def write_blip2(folder: Path) -> Path:
+    """A random BLIP-2 of the published parts (ViT, Q-Former, OPT), in transformers' layout."""
+    vocabulary = {"<pad>": 0, "</s>": 1, "<unk>": 2} | {f"word{i}": 3 + i for i in range(60)} | {"<image>": 63}
+    tokenizer = Tokenizer(models.WordLevel(vocabulary, unk_token="<unk>"))
+    tokenizer.pre_tokenizer = pre_tokenizers.Whitespace()
+    special = dict(pad_token="<pad>", eos_token="</s>", bos_token="</s>", unk_token="<unk>")
+    special |= dict(extra_special_tokens={"image_token": "<image>"})
+    fast = PreTrainedTokenizerFast(tokenizer_object=tokenizer, **special)
+    small = dict(hidden_size=16, num_hidden_layers=1, num_attention_heads=2)
+    ids = dict(vocab_size=64, pad_token_id=0, bos_token_id=1, eos_token_id=1)
+    text = OPTConfig(ffn_dim=32, word_embed_proj_dim=16, **small, **ids)
+    small |= dict(intermediate_size=32)
+    config = Blip2Config(
+        vision_config=Blip2VisionConfig(image_size=28, patch_size=14, **small).to_dict(),
+        qformer_config=Blip2QFormerConfig(vocab_size=64, encoder_hidden_size=16, **small).to_dict(),
+        text_config=text.to_dict(),
+        num_query_tokens=4,
+        image_token_index=63,
+    )
+    torch.manual_seed(0)
+    Blip2ForConditionalGeneration(config).save_pretrained(folder)
+    images = BlipImageProcessor(size={"height": 28, "width": 28})
+    Blip2Processor(images, fast, num_query_tokens=4).save_pretrained(folder)
+    return folder

@@ -26,6 +26,7 @@ from ..wplus_core.formats import numbers
 from ..wplus_core.state_dicts import part, with_prefix
 
 LATENT_CHANNELS = 4
+VAE_PARTS = ("encoder.", "decoder.", "quant_conv.", "post_quant_conv.")
 VAE, TEXT = "first_stage_model.", "cond_stage_model.transformer."
 TOKENIZER = (
     "Give its folder: --tokenizer ComfyUI/comfy/sd1_tokenizer (any ComfyUI has it), or fetch vocab.json and merges.txt "
@@ -70,16 +71,20 @@ def load_vae(base: str | Path, dtype: torch.dtype = torch.float32) -> Autoencode
 def single_file_vae(path: Path, dtype: torch.dtype) -> AutoencoderKL:
     tensors = read(path).tensors
     state = part(tensors, f"state_dict.{VAE}", VAE, "state_dict.") or tensors
+    state = {k: x for k, x in state.items() if k.startswith(VAE_PARTS)}
     with TemporaryDirectory() as folder:
         config = vae_config(path, state)
         Path(folder, "config.json").write_text(json.dumps(config))
         vae = AutoencoderKL.from_single_file(
-            with_prefix(VAE, {k: x for k, x in state.items() if k.startswith(("encoder", "decoder", "quant", "post"))}),
+            with_prefix(VAE, state),
             config=folder,
             torch_dtype=dtype,
             local_files_only=True,
             low_cpu_mem_usage=False,
         )
+    wanted = len(vae.state_dict())
+    if len(state) != wanted:  # diffusers would leave what is missing random
+        raise FileError(path, f"its VAE has {len(state)} tensors, expected {wanted}", "Choose an unmodified file")
     return vae.eval().requires_grad_(False)
 
 
@@ -88,8 +93,7 @@ def vae_config(path: Path, state: dict[str, Tensor]) -> dict:
     keys = [f"encoder.down.{i}.block.0.conv1.weight" for i in numbers(state, r"encoder\.down\.(\d+)\.")]
     widths = [state[k].shape[0] for k in keys if k in state]
     if not widths or "quant_conv.weight" not in state or "decoder.conv_out.weight" not in state:
-        taesd = any(k.startswith("taesd") for k in state)
-        problem = "its VAE is a TAESD, which has no posterior" if taesd else "there is no VAE of SD1.x's kind in it"
+        problem = "there is no VAE of SD1.x's kind in it (a TAESD has no posterior)"
         raise FileError(path, problem, "Give one with --vae: a VAE file or a diffusers folder")
     n = len(widths)
     with torch.device("meta"):

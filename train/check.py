@@ -22,7 +22,7 @@ from .views import from_jpeg
 
 NAMED = 3  # samples that a message names
 DAMAGED = "Delete it, and give the same `prepare` command again"
-FEW_CODES = 0.5  # different codes for each sample; below it the encoder is not what it should be
+FEW_CODES = 0.5  # different codes for each sample; with no more the encoder is not what it should be
 TILES, COLUMNS, TILE = 24, 6, 256
 DIM = 0.4  # of a picture outside the face, on the sheet
 
@@ -92,7 +92,8 @@ def shard_faults(data: Prepared, tensors: dict[str, Tensor], rows: list[dict], c
     for name, shape in shapes.items():
         x = tensors.get(name)
         if x is not None and not fits(x.shape, (count, *shape)):
-            yield f"{name} is {list(x.shape)}, expected {[count, *('any' if n is None else n for n in shape)]}"
+            wanted = ", ".join("any" if n is None else str(n) for n in (count, *shape))
+            yield f"{name} is {list(x.shape)}, expected [{wanted}]"
             return
     for problem, bad in bad_rows(data, tensors, count):
         if bad:
@@ -133,7 +134,7 @@ def decodes(tensors: dict[str, Tensor], i: int) -> bool:
 
 def code_faults(folder: Path, w: Tensor) -> Iterator[str]:
     different = len(w.unique(dim=0))
-    if len(w) > 1 and different < FEW_CODES * len(w):
+    if len(w) > 1 and different <= FEW_CODES * len(w):
         yield (
             f"{folder}: only {different} different codes in {len(w)} samples. Are the pictures different, is the "
             f"encoder trained? {AGAIN}"

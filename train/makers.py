@@ -15,7 +15,7 @@ from ..wplus_core.encode import CROP, codes
 from ..wplus_core.files import sha256
 from ..wplus_core.stylegan2 import truncate
 from .base import digest, latents, load_text_encoder, load_vae
-from .captions import Blip2
+from .blip2 import Blip2
 from .data import Sample
 from .draws import VIEWS, Z, normal, stream
 from .recipes import BESIDE, NEUTRAL, Aligned, Faces, Settings, Synthetic, Wild

@@ -78,8 +78,10 @@ def open_source(s: Settings) -> Photos | range:
 
 def read(source: Photos | range, numbers: list[int], s: Settings) -> Iterator[Any]:
     """The source's items of those numbers in their order, by worker processes where there is work."""
-    workers = s.workers if isinstance(source, Photos) else 0
-    return iter(DataLoader(source, None, sampler=numbers, num_workers=workers, collate_fn=as_it_is))
+    workers = min(s.workers, len(numbers)) if isinstance(source, Photos) else 0
+    fresh = "spawn" if workers else None  # dlib's threads do not live on in a forked process: it would wait for them
+    options = {"num_workers": workers, "multiprocessing_context": fresh, "collate_fn": as_it_is}
+    return iter(DataLoader(source, None, sampler=numbers, **options))
 
 
 def as_it_is(item: Any) -> Any:
