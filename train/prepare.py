@@ -63,6 +63,8 @@ def prepare(kind: str, s: Settings) -> Prepared | None:
     if missing:
         print(f"{writer.folder}: {missing} of {len(parts)} shards are still to be done, by other processes")
         return None
+    for half_written in writer.folder.glob(".shard-*.part" if ranks > 1 else ".*.part"):
+        half_written.unlink(missing_ok=True)
     return complete(writer, len(parts), maker)
 
 
