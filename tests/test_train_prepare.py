@@ -9,24 +9,28 @@ from functools import lru_cache
 
 import pytest
 import torch
-from comfyui_wplus.train import makers, sources
+from comfyui_wplus.train import loop, makers, sources
 from comfyui_wplus.train import prepare as module
 from comfyui_wplus.train.__main__ import main
 from comfyui_wplus.train.base import latents, load_text_encoder, load_vae
 from comfyui_wplus.train.blip2 import Blip2
+from comfyui_wplus.train.config import Keep, Optim
 from comfyui_wplus.train.data import Drawn, Prepared, Stream, encode
 from comfyui_wplus.train.draws import Dropout
 from comfyui_wplus.train.recipes import NEUTRAL
+from comfyui_wplus.train.run_folder import RunFolder
 from comfyui_wplus.wplus_core import encode as photo_to_w
 from comfyui_wplus.wplus_core.align import align
 from comfyui_wplus.wplus_core.background import resize
 from comfyui_wplus.wplus_core.checkpoints import load_encoder, load_generator, load_parser, save_generator
+from comfyui_wplus.wplus_core.errors import WPlusError
 from comfyui_wplus.wplus_core.faces import FaceFinder
 from comfyui_wplus.wplus_core.photos import load_photo, save_png
 from comfyui_wplus.wplus_core.stylegan2 import Generator, GeneratorConfig, truncate
 from PIL import Image
 from preparing import SIZE, small_world, write_blip2, write_photos
-from training import exit_code, start_process
+from safetensors.torch import load_file
+from training import exit_code, small_config, small_unet, start_process
 
 pytest.importorskip("dlib", reason="dlib is not installed: pip install dlib-bin")
 GOOD = ["a.png", "b.png", "c.png", "d.png", "more/e.png"]
@@ -302,8 +306,21 @@ def test_the_stream_of_pictures_is_a_function_of_seed_and_number(world, online, 
     assert torch.allclose(a.z0[0], (mean + std * item.posterior) * 0.18215, atol=1e-5)
     epochs = [streams[0][n].picture for n in range(20) if streams[0].locate(n) == streams[0].locate(3)]
     assert len(epochs) == 4 and not torch.equal(epochs[0], epochs[1])
-    with pytest.raises(Exception, match="cannot be mixed"):
+    with pytest.raises(WPlusError, match="cannot be mixed"):
         Stream([Prepared(online), Prepared(wild)], 0, 4)
+
+
+def test_training_on_pictures_resumes_bit_for_bit(world, online, tmp_path):
+    base = shutil.copytree(world["base"], tmp_path / "base")
+    small_unet().save_pretrained(base / "unet")
+    settings = {"base": base, "data": (online,)}
+    constant = {"optim": Optim(lr=1e-3), "keep": Keep(every=2, last=2, log=2)}
+    for run, lengths in (("whole", [4]), ("parts", [2, 4])):
+        for images in lengths:
+            loop.train(small_config(settings, tmp_path / run, images=images, **constant))
+    folders = (RunFolder(tmp_path / run).checkpoint(4) for run in ("whole", "parts"))
+    whole, parts = (load_file(folder / "adapter.safetensors") for folder in folders)
+    assert whole.keys() == parts.keys() and all(torch.equal(x, parts[k]) for k, x in whole.items())
 
 
 def collated(items):
