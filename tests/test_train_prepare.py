@@ -356,3 +356,14 @@ def test_settings_that_cannot_be_are_refused(world, capsys):
         with pytest.raises(SystemExit) as stop:
             run(world, "wild", "out", *wrong)
         assert stop.value.code == 2 and message in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("kind", ["aligned", "wild", "synthetic"])
+def test_help_says_what_every_option_means(capsys, kind):
+    with pytest.raises(SystemExit) as stop:
+        main(["prepare", kind, "--help"])
+    said = capsys.readouterr().out
+    options = {o.removeprefix("no-") for o in re.findall(r"--([a-z][a-z-]+)", said)} - {"help"}
+    explained = said.split("positional arguments")[0]
+    assert stop.value.code == 0 and "SRC... DST" in said and len(options) > 8
+    assert {o for o in options if not re.search(rf"\b{o.replace('-', '_')}\b", explained)} == set()

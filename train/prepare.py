@@ -27,6 +27,7 @@ import json
 import os
 from collections import Counter
 from collections.abc import Iterable, Iterator, Sequence
+from inspect import getdoc
 from itertools import islice
 from typing import Any
 
@@ -42,6 +43,7 @@ from .data import Prepared, Writer, read_about
 from .makers import AlignedMaker, Maker, SyntheticMaker, WildMaker
 from .recipes import Aligned, Settings, Synthetic, Wild
 from .sources import Bad, Photos
+from .views import Views
 
 KINDS = {"aligned": (Aligned, AlignedMaker), "wild": (Wild, WildMaker), "synthetic": (Synthetic, SyntheticMaker)}
 REASONS = 8  # kinds of reasons that the summary lists
@@ -160,7 +162,13 @@ def command(args: list[str]) -> int:
     if not args or args[0] not in KINDS:
         print(__doc__)
         return 0 if args and args[0] in ("-h", "--help") else 2
-    kind = args[0]
-    s = tyro.cli(KINDS[kind][0], prog=f"python -m comfyui_wplus.train prepare {kind}", args=args[1:])
-    prepare(kind, s)
+    kind, settings = args[0], KINDS[args[0]][0]
+    prog = f"python -m comfyui_wplus.train prepare {kind}"
+    prepare(kind, tyro.cli(settings, prog=prog, description=help_of(settings), args=args[1:]))
     return 0
+
+
+def help_of(settings: type[Settings]) -> str:
+    """What the options mean, those of all kinds last."""
+    inherited = [c for c in settings.__mro__ if issubclass(c, Settings)]
+    return "\n\n".join(getdoc(c) for c in (*inherited, *([Views] if settings is Wild else [])))

@@ -37,10 +37,11 @@ class Settings:
 
     files: the sources, and last the data set's folder. base: the SD1.x model, a diffusers folder or a single-file
     checkpoint. vae, tokenizer: instead of the base's own. seed: of all that is drawn. shard: pictures to a file. batch:
-    pictures encoded together. device: cuda where there is one. workers: processes that read pictures and find faces.
+    pictures encoded together. precision, device: of the networks; cuda where there is one. workers: processes that read
+    pictures and find faces.
     """
 
-    files: tyro.conf.Positional[tuple[Path, ...]]
+    files: Annotated[tuple[Path, ...], tyro.conf.Positional, tyro.conf.arg(metavar="SRC... DST")]
     base: Path
     vae: Path | None = None
     tokenizer: Path | None = None
