@@ -92,6 +92,12 @@ def test_the_adapter_works_between_start_and_end_alone(unet):
         assert calls.count(0) == steps
 
 
+def test_it_starts_at_the_noise():
+    late, early = Sampling(start=0.5), Sampling(end=0.5)
+    assert [late.with_adapter(t) for t in (981, 21)] == [False, True]
+    assert [early.with_adapter(t) for t in (981, 21)] == [True, False]
+
+
 def test_guidance_one_asks_for_the_text_alone(unet):
     adapter, (w, c, uncond, z) = adapter_of(unet), inputs(1)
     settings = Sampling(steps=2, guidance=1.0)

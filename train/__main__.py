@@ -6,11 +6,13 @@
     accelerate launch -m comfyui_wplus.train stage1 --run runs/one --base stable-diffusion-v1-5/ --data data/ffhq data/synthetic
     python -m comfyui_wplus.train runs/one/config.yaml --images 3200000
     python -m comfyui_wplus.train export runs/one one.safetensors wplus_adapter.bin
+    python -m comfyui_wplus.train evaluate wild --run runs/tables --base sd15/ --identities codes/ --adapters two.safetensors --directions w_directions/
 
-The first word is prepare (`prepare --help` says how), a preset (stage1, stage2, smoke), a YAML file of settings, or
-export. The same command again resumes.
+The first word is prepare (`prepare --help` says how), a preset (stage1, stage2, smoke), a YAML file of settings, export
+or evaluate. The same command again resumes.
 --dry-run prints the settings and stops; `stage1 --help` lists them. Ctrl-C and SIGTERM save a checkpoint and stop.
 export writes our .safetensors or the reference's .bin, by the name's ending; --raw instead of the moving average.
+evaluate makes the paper's tables (wild: 1 and 3, aligned: 2) for given weights; `evaluate wild --help` lists its options.
 Exits 1 if something is wrong with the input, 2 with the options.
 """  # noqa: E501
 
@@ -25,6 +27,7 @@ import tyro
 
 from ..wplus_core.errors import WPlusError
 from .config import Config, preset, to_yaml
+from .evaluate_command import evaluate_command
 from .export import export
 from .loop import train
 from .prepare import command
@@ -81,6 +84,8 @@ def main(args: list[str]) -> int:
     try:
         if args[0] == "prepare":
             return command(args[1:])
+        if args[0] == "evaluate":
+            return evaluate_command(args[1:])
         if args[0] == "export":
             tyro.cli(export_command, prog="python -m comfyui_wplus.train export", args=args[1:])
         else:

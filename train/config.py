@@ -182,22 +182,22 @@ def convert(hint: Any, value: Any, where: str) -> Any:
     return hint(value)
 
 
-def to_yaml(config: Config) -> str:
+def to_yaml(config: Any) -> str:
     return yaml.safe_dump(to_dict(config), sort_keys=False)
 
 
-def load_yaml(path: str | Path) -> Config:
+def load_yaml(path: str | Path, cls: type[T] = Config) -> T:
     try:
         values = yaml.safe_load(Path(path).read_text(encoding="utf-8"))
     except (OSError, yaml.YAMLError, UnicodeDecodeError) as e:
         raise FileError(path, f"no readable YAML ({e})", "Give a preset's name or a YAML file of settings") from e
     try:
-        return from_dict(Config, values or {})
+        return from_dict(cls, values or {})
     except WPlusError as e:
         raise FileError(path, str(e), "Correct the file") from e
 
 
-def save_yaml(config: Config, path: Path):
+def save_yaml(config: Any, path: Path):
     write_whole(path, lambda p: p.write_text(to_yaml(config), encoding="utf-8"))
 
 

@@ -83,8 +83,8 @@ def to_uint8(pixels: Tensor) -> np.ndarray:
 
 
 def save_png(pixels: Tensor, path: str | Path) -> None:
-    """Writes [3, H, W] in 0..1 as a PNG."""
-    Image.fromarray(to_uint8(pixels)).save(path)
+    """Writes [3, H, W] in 0..1 as a PNG, whatever the name's ending."""
+    Image.fromarray(to_uint8(pixels)).save(path, "PNG")
 
 
 def _decode(data: bytes, path: Path) -> tuple[np.ndarray, bool]:
