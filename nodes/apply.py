@@ -123,9 +123,9 @@ def fold(adapter: WPlusAdapter, person: Placed, scales: Sequence[float]) -> Fold
 
 def weighted(folded: FoldedAdapter, weights: Sequence[float], scales: Sequence[float]) -> FoldedAdapter:
     """Times the layers' scales and the frames' weights; of codes and weights the fewer ones start again."""
-    frames = max(folded.batch, len(weights))
     if len(weights) == 1:
         return folded.scaled([s * weights[0] for s in scales])
+    frames = max(folded.batch, len(weights))
     x = torch.tensor([weights[i % len(weights)] for i in range(frames)], device=folded.layers[0][1].device)
     return folded.rows(torch.arange(frames) % folded.batch).scaled([s * x[:, None, None] for s in scales])
 

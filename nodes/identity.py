@@ -234,8 +234,8 @@ class PlaceIdentity(io.ComfyNode):
     def execute(cls, identity, weight, mask=None, frame_weights="") -> io.NodeOutput:
         if mask is not None and not torch.isfinite(mask).all():
             raise WPlusError("W+ Place Identity: the mask holds NaN or infinite values")
-        frames = numbers("frame_weights", frame_weights) or [1.0]
-        return io.NodeOutput(Placed(identity, tuple(weight * x for x in frames), mask))
+        by_frame = numbers("frame_weights", frame_weights) or [1.0]
+        return io.NodeOutput(Placed(identity, weight, mask, tuple(by_frame)))
 
 
 class IdentityInfo(io.ComfyNode):

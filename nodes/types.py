@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import re
 from collections.abc import Callable
 from dataclasses import dataclass, field
@@ -129,12 +130,17 @@ class Crops:
 class Placed:
     """An identity with how strongly and where it acts.
 
-    weights: one, or one per frame. mask: [frames or 1, H, W] in 0..1, or None for everywhere.
+    mask: [frames or 1, H, W] in 0..1, or None for everywhere. by_frame: times the weight, one per frame or one for all.
     """
 
     identity: Identity
-    weights: tuple[float, ...] = (1.0,)
+    weight: float = 1.0
     mask: Tensor | None = None
+    by_frame: tuple[float, ...] = (1.0,)
+
+    @property
+    def weights(self) -> list[float]:
+        return [self.weight * x for x in self.by_frame]
 
     def __repr__(self) -> str:
         where = "everywhere" if self.mask is None else f"mask {list(self.mask.shape)}"
@@ -161,11 +167,14 @@ def words(text: str) -> list[str]:
 
 
 def numbers(name: str, text: str) -> list[float]:
-    """The numbers in the text of the input of this name."""
+    """The numbers in the text of the input of this name, up to 1000."""
     try:
-        return [float(word) for word in words(text)]
-    except ValueError as error:
-        raise WPlusError(f"{name}: expected numbers such as 1, 0.5, got {text!r}") from error
+        found = [float(word) for word in words(text)]
+    except ValueError:
+        found = [math.nan]
+    if not all(abs(x) <= 1000 for x in found):
+        raise WPlusError(f"{name}: expected numbers such as 1, 0.5, got {text!r}")
+    return found
 
 
 def interruptible(bar) -> Callable[[int, int, float], bool]:
