@@ -1,0 +1,80 @@
+"""Look at the drawn world: people, what each attribute does to two of them, and all places and styles.
+
+python -m comfyui_wplus.train.mini.sheet miniature_world.jpg --seed 3
+"""
+
+from __future__ import annotations
+
+import argparse
+import sys
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import torch
+from PIL import Image
+from torch import Tensor
+
+from ...wplus_core.sheets import grid
+from .scenes import LABELS, sample_scenes, scenes
+from .world import FACTORS, NAMES, faces, sample
+
+STRENGTHS = (-3, -2, -1, 0, 1, 2, 3)
+ATTRIBUTES = [f for f in FACTORS if f.kind == "attribute"]
+
+
+def people_sheet(rng: np.random.Generator, columns: int = 14, rows: int = 3, size: int = 96) -> Image.Image:
+    return grid(faces(sample(columns * rows, rng), size), columns)
+
+
+def sweep(z: Tensor, name: str) -> Tensor:
+    """z [F] → [7, F], one of its factors from -3 to 3."""
+    z = z.repeat(len(STRENGTHS), 1)
+    z[:, NAMES.index(name)] = torch.tensor(STRENGTHS, dtype=z.dtype)
+    return z
+
+
+def attribute_sheet(rng: np.random.Generator, size: int = 88) -> Image.Image:
+    """Two people from -3 to 3 along each attribute, the others of which are 0."""
+    z = sample(2, rng)
+    z[:, [NAMES.index(f.name) for f in ATTRIBUTES]] = 0
+    pictures = faces(torch.cat([sweep(person, f.name) for f in ATTRIBUTES for person in z]), size)
+    numbers = [f"{s:+d}" if s else "0" for s in STRENGTHS] * 2
+    names = [f.name.replace("_", " ") for f in ATTRIBUTES]
+    return grid(pictures, 2 * len(STRENGTHS), column_labels=numbers, row_labels=names)
+
+
+def scene_sheet(rng: np.random.Generator, size: int = 128) -> Image.Image:
+    """One person in all places for each style; clothes, light and pose as they come."""
+    places, styles = LABELS["place"], LABELS["style"]
+    n, columns = len(places) * len(styles), torch.arange(len(places)).repeat(len(styles))
+    s = replace(sample_scenes(n, rng), place=columns, style=torch.arange(n) // len(places))
+    z = sample(len(styles), rng).repeat_interleave(len(places), 0)
+    return grid(scenes(z, s, size).images, len(places), column_labels=places, row_labels=styles)
+
+
+def world_sheet(seed: int = 0, width: int = 900) -> Image.Image:
+    """All three, one under the other."""
+    rng = np.random.default_rng(seed)
+    parts = [people_sheet(rng), scene_sheet(rng), attribute_sheet(rng)]
+    parts = [part.resize((width, round(part.height * width / part.width)), Image.Resampling.LANCZOS) for part in parts]
+    sheet = Image.new("RGB", (width, sum(part.height for part in parts)), "white")
+    for n, part in enumerate(parts):
+        sheet.paste(part, (0, sum(above.height for above in parts[:n])))
+    return sheet
+
+
+def main(args: list[str]) -> int:
+    parser = argparse.ArgumentParser(
+        prog="python -m comfyui_wplus.train.mini.sheet", description=__doc__.split("\n")[0]
+    )
+    parser.add_argument("out", type=Path, help="picture to write: .jpg, .png, ...")
+    parser.add_argument("--seed", type=int, default=0)
+    options = parser.parse_args(args)
+    world_sheet(options.seed).save(options.out, quality=70)
+    print(options.out)
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main(sys.argv[1:]))
