@@ -7,9 +7,20 @@ from . import folders
 folders.register()  # before the schemas below list the files in them
 
 from .apply import Apply  # noqa: E402
+from .directions import FindDirection, GeneratorDirection, LoadDirection, Orthogonalise, SaveDirection  # noqa: E402
+from .edit import EditIdentity, EditStack, MoveAttributes  # noqa: E402
 from .faces import AlignFace, PasteFace  # noqa: E402
-from .identity import DecodeIdentity, EncodeIdentity, LoadIdentity, PlaceIdentity, SaveIdentity  # noqa: E402
+from .identity import (  # noqa: E402
+    DecodeIdentity,
+    EncodeIdentity,
+    IdentityInfo,
+    LoadIdentity,
+    PlaceIdentity,
+    SaveIdentity,
+)
 from .loaders import LoadAdapter, LoadEncoder, LoadFaceTools  # noqa: E402
+from .mix import BatchIdentities, IdentityFromBatch, MixIdentities, StyleMix, Truncate  # noqa: E402
+from .sweep import Grid, Sweep  # noqa: E402
 
 NODES: list[type[io.ComfyNode]] = [
     LoadAdapter,
@@ -23,6 +34,22 @@ NODES: list[type[io.ComfyNode]] = [
     PlaceIdentity,
     Apply,
     PasteFace,
+    EditIdentity,
+    EditStack,
+    MoveAttributes,
+    MixIdentities,
+    StyleMix,
+    Truncate,
+    BatchIdentities,
+    IdentityFromBatch,
+    IdentityInfo,
+    Sweep,
+    Grid,
+    LoadDirection,
+    Orthogonalise,
+    FindDirection,
+    GeneratorDirection,
+    SaveDirection,
 ]
 
 

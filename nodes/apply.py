@@ -118,7 +118,16 @@ class Apply(io.ComfyNode):
 
 
 def fold(adapter: WPlusAdapter, person: Placed, scales: Sequence[float]) -> FoldedAdapter:
-    return adapter.fold(person.identity.w).scaled([s * person.weight for s in scales])
+    return weighted(adapter.fold(person.identity.w), person.weights, scales)
+
+
+def weighted(folded: FoldedAdapter, weights: Sequence[float], scales: Sequence[float]) -> FoldedAdapter:
+    """Times the layers' scales and the frames' weights; of codes and weights the fewer ones start again."""
+    if len(weights) == 1:
+        return folded.scaled([s * weights[0] for s in scales])
+    frames = max(folded.batch, len(weights))
+    x = torch.tensor([weights[i % len(weights)] for i in range(frames)], device=folded.layers[0][1].device)
+    return folded.rows(torch.arange(frames) % folded.batch).scaled([s * x[:, None, None] for s in scales])
 
 
 def fold_negative(adapter: WPlusAdapter, person: Placed, scales: Sequence[float], negative: str) -> FoldedAdapter:
@@ -129,7 +138,7 @@ def fold_negative(adapter: WPlusAdapter, person: Placed, scales: Sequence[float]
             "another negative"
         )
     code = torch.zeros_like(w) if negative == "zeros" else average[None]
-    return adapter.fold(code).scaled([s * person.weight for s in scales])
+    return weighted(adapter.fold(code), person.weights, scales)
 
 
 def side_by_side(folds) -> FoldedAdapter:

@@ -8,6 +8,7 @@ from pathlib import Path
 
 import folder_paths
 
+from ..wplus_core.direction_files import TABLE, Collection, direction_paths, load_collection
 from ..wplus_core.errors import FileError
 from ..wplus_core.files import read
 from ..wplus_core.formats import kind_of
@@ -16,7 +17,9 @@ log = logging.getLogger(__name__)
 
 KEY = "wplus"
 SUFFIXES = {".safetensors", ".bin", ".pt", ".pth", ".npy", ".dat"}
-SAVED = "wplus"  # subfolder of output/ that the save node writes to
+SAVED = "wplus"  # subfolder of output/ that the save nodes write to
+DIRECTIONS = "directions"  # subfolder of the W+ model folders and of output/wplus; all tensors in it are directions
+NO_DIRECTION = "none"  # shown where there is no direction file, so that a connected direction can still take its place
 
 
 def register():
@@ -53,7 +56,7 @@ def model_path(name: str) -> Path:
 
 def identity_files() -> list[str]:
     """Identities in the W+ model folders, then those saved to output/wplus and put into input/, with their place."""
-    names = model_files("identity", "bare")
+    names = [n for n in model_files("identity", "bare") if Path(n).parts[0] != DIRECTIONS]
     for place, folder in (("output", Path(folder_paths.get_output_directory()) / SAVED),
                           ("input", Path(folder_paths.get_input_directory()))):  # fmt: skip
         base = folder.parent if place == "output" else folder
@@ -66,6 +69,36 @@ def identity_path(name: str) -> Path:
     if name.endswith((" [output]", " [input]")):
         return Path(folder_paths.get_annotated_filepath(name))
     return model_path(name)
+
+
+def saved_directions() -> Path:
+    return Path(folder_paths.get_output_directory()) / SAVED / DIRECTIONS
+
+
+def direction_places() -> tuple[Path, ...]:
+    places = [*(Path(p) / DIRECTIONS for p in folder_paths.get_folder_paths(KEY)), saved_directions()]
+    return tuple(p for p in places if p.is_dir())
+
+
+def directions() -> Collection:
+    """The directions of all direction folders; they are read again when a file changed."""
+    return read_directions(direction_places(), directions_fingerprint())
+
+
+@functools.lru_cache(maxsize=1)
+def read_directions(places: tuple[Path, ...], state: str) -> Collection:
+    return load_collection(*places)
+
+
+def directions_fingerprint() -> str:
+    """Changes when any direction file, or the table that names GANSpace's, does."""
+    places = direction_places()
+    tables = [table for place in places for table in place.rglob(TABLE)]
+    return " ".join(map(fingerprint, [*(path for _, path in direction_paths(places)), *tables]))
+
+
+def direction_names() -> list[str]:
+    return list(directions().directions) or [NO_DIRECTION]
 
 
 def dlib_folders() -> list[Path]:

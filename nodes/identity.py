@@ -14,10 +14,21 @@ from ..wplus_core.background import WITHOUT_PARSER
 from ..wplus_core.checkpoints import load_identity, save_identity
 from ..wplus_core.encode import average, average_of, codes, thumbnail
 from ..wplus_core.errors import WPlusError
-from ..wplus_core.identity import Identity
+from ..wplus_core.identity import Identity, described
 from ..wplus_core.refine import RefineConfig, refine
 from . import folders
-from .types import CropsIO, EncoderIO, FaceToolsIO, IdentityIO, Placed, PlacedIO, interruptible, to_bchw, to_image
+from .types import (
+    CropsIO,
+    EncoderIO,
+    FaceToolsIO,
+    IdentityIO,
+    Placed,
+    PlacedIO,
+    interruptible,
+    numbers,
+    to_bchw,
+    to_image,
+)
 
 log = logging.getLogger(__name__)
 
@@ -208,12 +219,38 @@ class PlaceIdentity(io.ComfyNode):
                 io.Mask.Input(
                     "mask", optional=True, tooltip="Where it acts, over the picture; one mask, or one per frame."
                 ),
+                io.String.Input(
+                    "frame_weights",
+                    optional=True,
+                    default="",
+                    tooltip="Times the weight: one per picture of the batch, such as 0, 0.25, 0.5, 0.75, 1.",
+                    advanced=True,
+                ),
             ],
             outputs=[PlacedIO.Output("identity", display_name="identity", tooltip="For Apply W+ Adapter.")],
         )
 
     @classmethod
-    def execute(cls, identity, weight, mask=None) -> io.NodeOutput:
+    def execute(cls, identity, weight, mask=None, frame_weights="") -> io.NodeOutput:
         if mask is not None and not torch.isfinite(mask).all():
             raise WPlusError("W+ Place Identity: the mask holds NaN or infinite values")
-        return io.NodeOutput(Placed(identity, weight, mask))
+        by_frame = numbers("frame_weights", frame_weights) or [1.0]
+        return io.NodeOutput(Placed(identity, weight, mask, tuple(by_frame)))
+
+
+class IdentityInfo(io.ComfyNode):
+    @classmethod
+    def define_schema(cls):
+        return io.Schema(
+            node_id="WPlusIdentityInfo",
+            display_name="W+ Identity Info",
+            category="W+",
+            description="What is known of an identity, as text: its codes, where they come from, its edits.",
+            search_aliases=["inspect identity", "provenance", "identity history"],
+            inputs=[IdentityIO.Input("identity", tooltip="The identity to look at.")],
+            outputs=[io.String.Output("text", display_name="text", tooltip="For a node that shows text.")],
+        )
+
+    @classmethod
+    def execute(cls, identity) -> io.NodeOutput:
+        return io.NodeOutput("\n".join(described(identity, folders.directions().spread)))

@@ -62,7 +62,7 @@ class WPlusPatch:
     """What one apply node adds to a model.
 
     people: folded identities, a batch of one or one per latent, scales folded in. negative: the same for the
-    unconditional rows (a batch of one), or None to leave them alone. masks: [1 or frames, I, H, W] in 0..1, or None.
+    unconditional rows, or None to leave them alone. masks: [1 or frames, I, H, W] in 0..1, or None.
     start, end: the range of sampling, 0..1 as ComfyUI's start_percent and end_percent. sites: the model's
     cross-attentions in the order of the adapter's layers.
     """
@@ -121,8 +121,9 @@ class WPlusPatch:
         key = device, dtype
         last = self._rows.get(key)
         if last is None or last[0] != who:
-            index = torch.tensor([0 if negative else 1 + i % self.people.batch for negative, i in who])
-            last = self._rows[key] = who, self.on_device(*key).rows(index.to(device, non_blocking=True))
+            first = self.negative.batch if self.negative else 1
+            index = [i % first if negative else first + i % self.people.batch for negative, i in who]
+            last = self._rows[key] = who, self.on_device(*key).rows(torch.tensor(index).to(device, non_blocking=True))
         return last[1]
 
     def on_device(self, device: torch.device, dtype: torch.dtype) -> FoldedAdapter:

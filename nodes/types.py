@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import math
+import re
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -23,6 +25,7 @@ EncoderIO = io.Custom("WPLUS_ENCODER")
 FaceToolsIO = io.Custom("WPLUS_FACE_TOOLS")
 CropsIO = io.Custom("WPLUS_CROPS")
 IdentityIO = io.Custom("WPLUS_IDENTITY")
+DirectionIO = io.Custom("WPLUS_DIRECTION")
 PlacedIO = io.Custom("WPLUS_PLACED_IDENTITY")
 LandmarksIO = io.Custom("FACE_LANDMARKS")  # of ComfyUI's own MediaPipe nodes
 
@@ -125,15 +128,23 @@ class Crops:
 
 @dataclass(frozen=True)
 class Placed:
-    """An identity with how strongly and where it acts. mask: [frames or 1, H, W] in 0..1, or None for everywhere."""
+    """An identity with how strongly and where it acts.
+
+    mask: [frames or 1, H, W] in 0..1, or None for everywhere. by_frame: times the weight, one per frame or one for all.
+    """
 
     identity: Identity
     weight: float = 1.0
     mask: Tensor | None = None
+    by_frame: tuple[float, ...] = (1.0,)
+
+    @property
+    def weights(self) -> list[float]:
+        return [self.weight * x for x in self.by_frame]
 
     def __repr__(self) -> str:
         where = "everywhere" if self.mask is None else f"mask {list(self.mask.shape)}"
-        return f"{self.identity} at {self.weight:g}, {where}"
+        return f"{self.identity} at {', '.join(f'{x:g}' for x in self.weights)}, {where}"
 
 
 def placed(item: Identity | Placed) -> Placed:
@@ -148,6 +159,22 @@ def to_bchw(image: Tensor) -> Tensor:
 def to_image(x: Tensor) -> Tensor:
     """[B, 3, H, W] in 0..1 → ComfyUI's IMAGE."""
     return x.clamp(0, 1).movedim(1, -1).contiguous().to(comfy.model_management.intermediate_device())
+
+
+def words(text: str) -> list[str]:
+    """What stands between blanks, commas and line ends."""
+    return [w for w in re.split(r"[\s,;]+", text) if w]
+
+
+def numbers(name: str, text: str) -> list[float]:
+    """The numbers in the text of the input of this name, up to 1000."""
+    try:
+        found = [float(word) for word in words(text)]
+    except ValueError:
+        found = [math.nan]
+    if not all(abs(x) <= 1000 for x in found):
+        raise WPlusError(f"{name}: expected numbers such as 1, 0.5, got {text!r}")
+    return found
 
 
 def interruptible(bar) -> Callable[[int, int, float], bool]:

@@ -15,6 +15,8 @@ import tiny_sd
 import torch
 from comfyui_wplus.wplus_core.adapter import AdapterConfig, WPlusAdapter
 from comfyui_wplus.wplus_core.checkpoints import save_reference_adapter, save_reference_encoder, save_reference_parser
+from comfyui_wplus.wplus_core.direction_files import save_directions
+from comfyui_wplus.wplus_core.directions import Direction
 from comfyui_wplus.wplus_core.encoder import EncoderConfig, build_encoder
 from comfyui_wplus.wplus_core.parsing import FaceParser, ParserConfig
 from comfyui_wplus.wplus_core.stylegan2 import Generator, GeneratorConfig
@@ -35,10 +37,18 @@ def write_parser(path: Path) -> None:
     save_reference_parser(FaceParser(ParserConfig(channels=(8,) * 5, body=1)), path)
 
 
+def write_directions(path: Path) -> None:
+    """Names as the published ones have, on the layers that they move."""
+    save_directions([Direction(name, torch.randn(18, 512), (0, 8)) for name in ATTRIBUTES], path)
+
+
+EMOTIONS = [f"emotion_{name}" for name in ("angry", "disgust", "easy", "fear", "happy", "sad", "surprise")]
+ATTRIBUTES = ["smile", "age", "pose", "eyes_open", *EMOTIONS]
 WRITERS = {
     "adapter": ("wplus/untrained_adapter.bin", write_adapter),
     "encoder": ("wplus/untrained_encoder.pt", write_encoder),
     "parser": ("wplus/untrained_parser.pth", write_parser),
+    "directions": ("wplus/directions/untrained.safetensors", write_directions),
     "checkpoint": ("checkpoints/untrained_sd.safetensors", tiny_sd.write),
     "controlnet": ("controlnet/untrained_controlnet.safetensors", tiny_sd.write_controlnet),
 }

@@ -35,6 +35,9 @@ REAL_NAMES = {
     "adapter": ["wplus/wplus_adapter.bin"],
     "encoder": ["wplus/e4e_ffhq_encode.pt"],
     "parser": ["wplus/parse_multi_iter_90000.pth"],
+    "directions": [
+        f"wplus/directions/{group}/stand_in.safetensors" for group in ("interfacegan", "latent_directions")
+    ],
     "checkpoint": ["checkpoints/v1-5-pruned-emaonly-fp16.safetensors", "checkpoints/dreamlike-anime-1.0.safetensors"],
     "controlnet": ["controlnet/control_v11p_sd15_canny_fp16.safetensors"],
 }

@@ -98,7 +98,7 @@ def test_a_target_direction_at_a_strength_is_a_step():
     torch.testing.assert_close(edit(w, [Edit(d, 2.0)]), w + 2 * d.unit * d.vector)
 
 
-@pytest.mark.parametrize("layers", [None, (0, 8), (4, 5), (8, 18)])
+@pytest.mark.parametrize("layers", [None, (0, 8), (4, 5), (8, 18), parse_layers("all"), parse_layers("fine")])
 @pytest.mark.parametrize("scale", [0.3, 1.0, 20.0])
 def test_strength_one_goes_as_far_whatever_the_file_holds(layers, scale):
     for rows in (1, 18):
@@ -417,7 +417,7 @@ def test_text_to_edits(folder):
         ("smile=much", "'smile=much': expected a number after =, such as smile=1.5, got 'much'"),
         ("smile=nan", "'smile=nan': .*finite"),
         ("smile=1@7-3", "'smile=1@7-3': expected layers such as 0-7"),
-        ("smile=1@top", "one of coarse, middle, fine; got 'top'"),
+        ("smile=1@top", "one of all, coarse, middle, fine; got 'top'"),
         ("smile=1@99", "expected layers such as 0-7"),
         ("smil=1", "no direction 'smil'.* nearest: interfacegan/smile"),
     ],
@@ -427,7 +427,7 @@ def test_wrong_text_says_which_part_and_what_to_write(folder, text, message):
         parse_edits(f"happy=1 {text}", load_collection(folder))
 
 
-@pytest.mark.parametrize("text", ["0-7", "5", "coarse", "middle", "fine"])
+@pytest.mark.parametrize("text", ["0-7", "5", "all", "coarse", "middle", "fine"])
 def test_layers_as_text(text):
     assert format_layers(parse_layers(text)) == text
 

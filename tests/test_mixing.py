@@ -8,13 +8,16 @@ from comfyui_wplus.wplus_core.directions import Direction, Edit, edit
 from comfyui_wplus.wplus_core.errors import WPlusError
 from comfyui_wplus.wplus_core.identity import Identity
 from comfyui_wplus.wplus_core.mixing import (
-    average,
+    batched,
+    blend,
+    codes_from,
     interpolate,
     move_attributes,
     spaced,
     style_mix,
     sweep,
     sweep_between,
+    sweep_edits,
     truncate,
 )
 from comfyui_wplus.wplus_core.sheets import grid, to_tensor
@@ -53,11 +56,27 @@ def test_a_style_mix_is_an_interpolation_of_whole_groups():
     assert torch.equal(style_mix(ANNA, BEN, "middle").w, style_mix(ANNA, BEN, (4, 8)).w)
 
 
-def test_an_average_of_two_is_the_middle():
-    torch.testing.assert_close(average([ANNA, BEN]).w, interpolate(ANNA, BEN, 0.5).w)
-    torch.testing.assert_close(average([ANNA, BEN, EVE], [2, 1, 1]).w, (2 * ANNA.w + BEN.w + EVE.w) / 4)
+def test_a_blend_of_two_is_the_middle():
+    torch.testing.assert_close(blend([ANNA, BEN]).w, interpolate(ANNA, BEN, 0.5).w)
+    torch.testing.assert_close(blend([ANNA, BEN, EVE], [2, 1, 1]).w, (2 * ANNA.w + BEN.w + EVE.w) / 4)
     several = identity("Ida", 5, count=3)
-    torch.testing.assert_close(average([several]).w, several.w.mean(0, keepdim=True))
+    torch.testing.assert_close(blend([several]).w, several.w.mean(0, keepdim=True))
+
+
+def test_a_blend_with_other_weights_for_some_layers():
+    w = blend([ANNA, BEN, EVE], [1, 1, 0], {"coarse": [0, 0, 2], "8-9": [0, 3, 1]}).w
+    torch.testing.assert_close(w[:, :4], EVE.w[:, :4])
+    torch.testing.assert_close(w[:, 8:10], (0.75 * BEN.w + 0.25 * EVE.w)[:, 8:10])
+    torch.testing.assert_close(w[:, 10:], (ANNA.w + BEN.w)[:, 10:] / 2)
+    torch.testing.assert_close(blend([ANNA, BEN], None, {"all": [1, 3]}).w, interpolate(ANNA, BEN, 0.75).w)
+
+
+def test_codes_in_a_batch_and_out_again():
+    several = identity("Ida", 5, count=3)
+    both = batched([ANNA, several])
+    assert len(both) == 4 and both.name == "Anna + Ida"
+    assert torch.equal(codes_from(both, 0).w, ANNA.w) and torch.equal(codes_from(both, 1, 9).w, several.w)
+    assert torch.equal(codes_from(both, 9).w, several.w[2:])
 
 
 def test_truncation():
@@ -114,6 +133,19 @@ def test_two_axes_are_a_grid_row_by_row():
     torch.testing.assert_close(done.w[5:], edit(ANNA.w, [Edit(AGE, 2), Edit(SMILE, 1)]))
 
 
+def test_a_sweep_of_listed_edits():
+    done, labels = sweep_edits(ANNA, [[], [Edit(SMILE, 2)], [Edit(SMILE, 1), Edit(AGE, -1.5)]])
+    assert labels == ["", "smile +2", "smile +1, age -1.5"]
+    assert torch.equal(done.w[:1], ANNA.w)
+    torch.testing.assert_close(done.w[2:], edit(ANNA.w, [Edit(AGE, -1.5), Edit(SMILE, 1)]))
+    assert done.provenance["edits"] == [{"sweep": ["", "smile=2", "smile=1 age=-1.5"]}]
+
+
+def test_labels_leave_the_group_out():
+    _, labels = sweep(ANNA, (Direction("interfacegan/smile", SMILE.vector), [1]))
+    assert labels == ["smile +1"]
+
+
 def test_a_sweep_between_two():
     done, labels = sweep_between(ANNA, BEN, 5)
     assert labels == ["0 %", "25 %", "50 %", "75 %", "100 %"]
@@ -140,7 +172,7 @@ def test_a_mix_says_of_whom_it_was_made():
             "of": [{"name": "Anna", "provenance": {"source": "photo"}}, {"name": "Ben", "provenance": {}}],
         },
     }
-    for mix in (done, average([done, EVE]), style_mix(ANNA, BEN, (0, 4)), sweep_between(ANNA, BEN, 2)[0]):
+    for mix in (done, blend([done, EVE]), style_mix(ANNA, BEN, (0, 4)), sweep_between(ANNA, BEN, 2)[0]):
         json.dumps(mix.provenance)
 
 
@@ -148,16 +180,19 @@ def test_a_mix_says_of_whom_it_was_made():
     "wrong, message",
     [
         (lambda: interpolate(ANNA, identity("Tom", 1, layers=14)), "different generators"),
-        (lambda: average([ANNA, identity("Tom", 1, layers=14)]), "different generators"),
-        (lambda: average([]), "at least one"),
-        (lambda: average([ANNA, BEN], [1]), "expected 2 weights"),
-        (lambda: average([ANNA, BEN], [1, -1]), "sum other than 0"),
-        (lambda: interpolate(ANNA, BEN, {"top": 1}), "expected layer groups out of coarse, middle, fine, got top"),
+        (lambda: blend([ANNA, identity("Tom", 1, layers=14)]), "different generators"),
+        (lambda: batched([ANNA, identity("Tom", 1, layers=14)]), "different generators"),
+        (lambda: blend([]), "at least one"),
+        (lambda: blend([ANNA, BEN], [1]), "expected 2 weights"),
+        (lambda: blend([ANNA, BEN], [1, -1]), "sum other than 0"),
+        (lambda: blend([ANNA, BEN], None, {"fine": [1]}), "expected 2 weights"),
+        (lambda: interpolate(ANNA, BEN, {"top": 1}), "or one of all, coarse, middle, fine; got 'top'"),
         (lambda: interpolate(ANNA, BEN, float("nan")), "finite amounts"),
-        (lambda: style_mix(ANNA, BEN, []), "layer groups"),
+        (lambda: style_mix(ANNA, BEN, []), "no layers given"),
         (lambda: move_attributes(ANNA, BEN, []), "at least one direction"),
         (lambda: sweep(identity("Ida", 1, count=2), (SMILE, [1])), "starts from one code, got 2"),
         (lambda: sweep(ANNA), "no axis"),
+        (lambda: sweep_edits(ANNA, []), "1 to 1024 lists"),
         (lambda: sweep(ANNA, (SMILE, [])), "got 0"),
         (lambda: sweep_between(ANNA, BEN, 0), "1 to 1024 steps"),
         (lambda: spaced(0, float("inf"), 3), "finite"),

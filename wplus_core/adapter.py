@@ -212,8 +212,11 @@ class FoldedAdapter:
         a, m = self.layers[i]
         return add_folded(h, a, m, self.tokens, self.heads, weight)
 
-    def scaled(self, scale: float | Sequence[float]) -> FoldedAdapter:
-        """Times the scale, one for all layers or one per layer; it is folded in and costs nothing later."""
+    def scaled(self, scale: float | Sequence[float | Tensor]) -> FoldedAdapter:
+        """Times the scale, one for all layers or one per layer; it is folded in and costs nothing later.
+
+        A layer's scale may be [B, 1, 1], a number for each row of the batch.
+        """
         scales = [scale] * len(self.layers) if isinstance(scale, int | float) else list(scale)
         if len(scales) != len(self.layers):
             raise WPlusError(f"this adapter has {len(self.layers)} layers, got {len(scales)} layer weights")

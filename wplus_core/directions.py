@@ -76,6 +76,9 @@ class Direction:
             )
         object.__setattr__(self, "unit", unit)
 
+    def __repr__(self) -> str:
+        return f"Direction({self.name}: layers {format_layers(self.layers)}, 1 is {self.unit:.3g} of the file's unit)"
+
     def rows(self, layers: int, only: Layers | None = None) -> Tensor:
         """The step of raw number 1 on codes of that many layers: [layers, 512], zero on layers that do not move.
 
@@ -101,6 +104,7 @@ def natural_unit(direction: Direction) -> float:
     v = direction.vector.double()
     layers = len(v) if len(v) > 1 else FFHQ_LAYERS
     first, end = direction.layers or (0, layers)
+    end = max(first + 1, min(end, layers))  # a group may end beyond the last layer
     rows = v[first:end] if len(v) > 1 else v.expand(end - first, -1)
     length = rows.norm().item()
     return math.sqrt(layers) / length if length else math.inf
@@ -223,20 +227,22 @@ def orthogonalise(direction: Direction, others: Sequence[Direction]) -> Directio
 
 
 def parse_layers(text: str) -> Layers:
-    """ "0-7", "5", "coarse", "middle" or "fine" -> [first, end)."""
+    """ "0-7", "5", "all", "coarse", "middle" or "fine" -> [first, end)."""
     if text in LAYER_GROUPS:
         return LAYER_GROUPS[text]
+    if text == "all":
+        return 0, MAX_LAYERS
     match = re.fullmatch(r"(\d{1,2})(?:-(\d{1,2}))?", text)
     first, last = (int(match[1]), int(match[2] or match[1])) if match else (1, 0)
     if first > last or last >= MAX_LAYERS:
-        groups = ", ".join(LAYER_GROUPS)
+        groups = ", ".join(("all", *LAYER_GROUPS))
         raise WPlusError(f"expected layers such as 0-7 or 5, counted from 0, or one of {groups}; got {text!r}")
     return first, last + 1
 
 
 def format_layers(layers: Layers | None) -> str:
     """[first, end) as `parse_layers` reads it; "all" for None."""
-    if layers is None:
+    if layers in (None, (0, MAX_LAYERS)):
         return "all"
     names = {v: k for k, v in LAYER_GROUPS.items()}
     first, end = layers

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import json
+from collections.abc import Iterator
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -9,6 +11,7 @@ import torch
 from torch import Tensor
 
 from .errors import WPlusError
+from .plausible import LIMIT, Spread
 
 
 @dataclass(frozen=True)
@@ -45,3 +48,26 @@ class Identity:
     def __repr__(self) -> str:
         b, layers, dim = self.w.shape
         return f"Identity({self.name or 'unnamed'}: {b} code{'s' * (b > 1)} of {layers} x {dim})"
+
+
+def described(identity: Identity, spread: Spread | None = None) -> Iterator[str]:
+    """Lines on an identity: its codes, how far each is from the average face, where it comes from, what was done to it.
+
+    spread: where plausible codes lie; with it the distance is also in deviations of W, of the farthest layer.
+    """
+    yield repr(identity)
+    if identity.average is not None:
+        far = (identity.w - identity.average).square().mean((1, 2)).sqrt()
+        yield f"distance from the average face: {listed(far)}"
+    if spread is not None and identity.w.shape[2] == len(spread.mean):
+        far, layer = spread.distance(identity.w).max(1)
+        yield f"in deviations of W: {listed(far)} on layers {listed(layer)} (plausible up to {LIMIT})"
+    history = dict(identity.provenance)
+    for edit in history.pop("edits", []):
+        yield f"edit: {json.dumps(edit)}"
+    for key, value in history.items():
+        yield f"{key}: {json.dumps(value)}"
+
+
+def listed(numbers: Tensor) -> str:
+    return ", ".join(f"{x:.3g}" for x in numbers.tolist())

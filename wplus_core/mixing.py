@@ -1,20 +1,22 @@
 """Mixing identities: between two, of several, by layer, toward the average face, and attributes of one on another.
 
 By layer: Karras et al., "A Style-Based Generator Architecture for GANs" (style mixing, truncation). An amount is one
-number, or one per layer group: {"coarse": 0.2, "middle": 1.0, "fine": 0.0}, where a group left out keeps its layers.
+number, or one per layer group: {"coarse": 0.2, "middle": 1.0, "8-11": 0.0}, where a layer left out stays as it is.
+Groups are named as `directions.parse_layers` reads them.
 """
 
 from __future__ import annotations
 
 import math
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from itertools import product
 from typing import Any
 
 import torch
 from torch import Tensor
 
-from .directions import LAYER_GROUPS, Direction, Edit, Layers, edit, format_layers, noted
+from .directions import Direction, Edit, Layers, edit, format_layers, noted, parse_layers
 from .errors import WPlusError
 from .identity import Identity
 
@@ -28,29 +30,44 @@ def interpolate(a: Identity, b: Identity, amount: Amount = 0.5) -> Identity:
     return mixed(torch.lerp(wa, wb, per_layer(amount, wa.shape[1], 0.0)), [a, b], "interpolate", amount=amount)
 
 
-def average(identities: Sequence[Identity], weights: Sequence[float] | None = None) -> Identity:
+def blend(
+    identities: Sequence[Identity],
+    weights: Sequence[float] | None = None,
+    groups: Mapping[str, Sequence[float]] | None = None,
+) -> Identity:
     """The weighted mean of several people, one code. An identity of several codes counts as their mean.
 
-    For photos of one person there is `encode.average`, which looks for outliers.
+    weights: one each, equal by default; only their ratios count. groups: other weights for some layers,
+    {"coarse": [1, 0]}. For photos of one person there is `encode.average`, which looks for outliers.
     """
     if not identities:
-        raise WPlusError("nothing to average: give at least one identity")
-    weights = [1.0] * len(identities) if weights is None else [float(x) for x in weights]
-    if len(weights) != len(identities) or not all(math.isfinite(x) for x in weights) or abs(sum(weights)) < 1e-6:
-        raise WPlusError(f"expected {len(identities)} weights with a sum other than 0, got {weights}")
+        raise WPlusError("nothing to blend: give at least one identity")
     for other in identities[1:]:
         check_layers(identities[0], other)
-    shares = [x / sum(weights) for x in weights]
-    w = sum(s * i.w.mean(0, keepdim=True).cpu() for s, i in zip(shares, identities, strict=True))
-    return mixed(w, identities, "average", weights=weights)
+    weights = [1.0] * len(identities) if weights is None else weights
+    shares = shares_of(weights, len(identities)).expand(identities[0].w.shape[1], -1).clone()
+    for name, own in (groups or {}).items():
+        first, end = parse_layers(name)
+        shares[first:end] = shares_of(own, len(identities))
+    w = sum(shares[:, n, None] * i.w.mean(0, keepdim=True).cpu() for n, i in enumerate(identities))
+    record = {"weights": list(weights)} | ({"groups": {k: list(x) for k, x in groups.items()}} if groups else {})
+    return mixed(w, identities, "blend", **record)
+
+
+def shares_of(weights: Sequence[float], count: int) -> Tensor:
+    """Weights as parts of one, [count]."""
+    x = torch.tensor([float(x) for x in weights])
+    if len(x) != count or not x.isfinite().all() or x.sum().abs() < 1e-6:
+        raise WPlusError(f"expected {count} weights with a sum other than 0, got {list(weights)}")
+    return x / x.sum()
 
 
 def style_mix(a: Identity, b: Identity, layers: Layers | str | Sequence[str]) -> Identity:
-    """a with the layers of b: a range [first, end), or group names.
+    """a with the layers of b: a range [first, end), or text such as "coarse" and "4-5".
 
     coarse (0-3): pose, head and face shape; middle (4-7): features, expression, hair style; fine (8-): colour, light.
     """
-    ranges = [layers] if isinstance(layers, tuple) and isinstance(layers[0], int) else group_ranges(layers)
+    ranges = [layers] if isinstance(layers, tuple) and isinstance(layers[0], int) else ranges_of(layers)
     wa, wb = pair(a, b)
     w = wa.clone()
     for first, end in ranges:
@@ -70,6 +87,19 @@ def truncate(identity: Identity, psi: Amount, average: Tensor | None = None) -> 
         raise WPlusError(f"the average face must be {list(identity.w.shape[1:])}, got {list(average.shape)}")
     average, psis = average.to(identity.w), per_layer(psi, identity.w.shape[1], 1.0)
     return noted(identity, average + psis * (identity.w - average), [{"truncate": as_json(psi)}])
+
+
+def batched(identities: Sequence[Identity]) -> Identity:
+    """All codes as one batch: an identity for each picture."""
+    for other in identities[1:]:
+        check_layers(identities[0], other)
+    return mixed(torch.cat([i.w.cpu() for i in identities]), identities, "batch")
+
+
+def codes_from(identity: Identity, first: int, count: int = 1) -> Identity:
+    """Some of a batch's codes; numbers beyond its end are taken as the last one."""
+    first = min(first, len(identity) - 1)
+    return replace(identity, w=identity.w[first : first + count])
 
 
 def move_attributes(
@@ -95,17 +125,34 @@ def sweep(identity: Identity, *axes: tuple[Direction, Sequence[float]]) -> tuple
 
     An axis is (direction, strengths); `spaced` makes even strengths.
     """
+    count = math.prod(len(strengths) for _, strengths in axes) if axes else 0
+    if not 1 <= count <= MAX_SWEEP:
+        raise WPlusError(f"expected axes that make 1 to {MAX_SWEEP} codes, got {count if axes else 'no axis'}")
+    points = list(product(*([Edit(d, s) for s in strengths] for d, strengths in axes)))
+    labels = [", ".join(f"{title(e.direction)} {signed(e.strength)}" for e in point) for point in points]
+    record = {"sweep": {d.name: [float(s) for s in strengths] for d, strengths in axes}}
+    return noted(identity, edited_codes(identity, points), [record]), labels
+
+
+def sweep_edits(identity: Identity, frames: Sequence[Sequence[Edit]]) -> tuple[Identity, list[str]]:
+    """One code with each frame's edits, as a batch with a label each; no edits are the code itself."""
+    if not 1 <= len(frames) <= MAX_SWEEP:
+        raise WPlusError(f"expected 1 to {MAX_SWEEP} lists of edits, got {len(frames)}")
+    labels = [", ".join(f"{title(e.direction)} {signed(e.strength)}" for e in edits) for edits in frames]
+    record = {"sweep": [" ".join(map(str, edits)) for edits in frames]}
+    return noted(identity, edited_codes(identity, frames), [record]), labels
+
+
+def edited_codes(identity: Identity, frames: Sequence[Sequence[Edit]]) -> Tensor:
+    """[frames, L, 512]"""
     if len(identity) != 1:
         raise WPlusError(f"a sweep starts from one code, got {len(identity)}; choose one of the batch or average them")
-    count = math.prod(len(strengths) for _, strengths in axes)
-    if not axes or not 1 <= count <= MAX_SWEEP:
-        raise WPlusError(f"expected axes that make 1 to {MAX_SWEEP} codes, got {count if axes else 'no axis'}")
-    codes, labels = [], []
-    for point in product(*([Edit(d, s) for s in strengths] for d, strengths in axes)):
-        codes.append(edit(identity.w, point))
-        labels.append(", ".join(f"{e.direction.name} {signed(e.strength)}" for e in point))
-    record = {"sweep": {d.name: [float(s) for s in strengths] for d, strengths in axes}}
-    return noted(identity, torch.cat(codes), [record]), labels
+    return torch.cat([edit(identity.w, edits) for edits in frames])
+
+
+def title(direction: Direction) -> str:
+    """Its name without the group, for a label."""
+    return direction.name.rpartition("/")[2]
 
 
 def sweep_between(a: Identity, b: Identity, count: int, start: float = 0, end: float = 1) -> tuple[Identity, list[str]]:
@@ -146,10 +193,10 @@ def check_layers(a: Identity, b: Identity):
 
 
 def per_layer(amount: Amount, layers: int, keep: float) -> Tensor:
-    """[L, 1] of amounts; `keep` on layers of groups that are not named."""
+    """[L, 1] of amounts; `keep` on layers that are not named."""
     if isinstance(amount, Mapping):
         amounts = torch.full((layers, 1), keep)
-        for (first, end), x in zip(group_ranges(list(amount)), amount.values(), strict=True):
+        for (first, end), x in zip(ranges_of(list(amount)), amount.values(), strict=True):
             amounts[first:end] = float(x)
     else:
         amounts = torch.full((layers, 1), float(amount))
@@ -158,12 +205,11 @@ def per_layer(amount: Amount, layers: int, keep: float) -> Tensor:
     return amounts
 
 
-def group_ranges(names: str | Sequence[str]) -> list[Layers]:
-    names = [names] if isinstance(names, str) else list(names)
-    unknown = [n for n in names if n not in LAYER_GROUPS]
-    if unknown or not names:
-        raise WPlusError(f"expected layer groups out of {', '.join(LAYER_GROUPS)}, got {', '.join(map(str, unknown))}")
-    return [LAYER_GROUPS[n] for n in names]
+def ranges_of(layers: str | Sequence[str]) -> list[Layers]:
+    layers = [layers] if isinstance(layers, str) else layers
+    if not layers:
+        raise WPlusError("no layers given, such as coarse, middle, fine or 0-7")
+    return [parse_layers(text) for text in layers]
 
 
 def mixed(w: Tensor, identities: Sequence[Identity], how: str, **numbers: Any) -> Identity:

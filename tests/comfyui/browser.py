@@ -42,7 +42,7 @@ class Frontend:
         self.errors: list[str] = []
         self.page.on("pageerror", lambda error: self.errors.append(str(error)))
         self.page.goto(url)
-        self.page.wait_for_function("window.app?.graph && window.LiteGraph?.registered_node_types['KSampler'] != null")
+        self.page.wait_for_function("window.app?.graph?.nodes.length > 0")  # its first workflow is open
 
     def __enter__(self) -> "Frontend":
         return self

@@ -17,7 +17,8 @@ def test_in_process(version):
         checkout, python = environment(version)
     except NoCheckout as reason:
         pytest.skip(str(reason))
-    command = [python, "-m", "pytest", "-q", "-p", "no:cacheprovider", "-c", os.devnull, "--rootdir", TESTS, TESTS]
+    here = ["-c", os.devnull, "--rootdir", TESTS, "--confcutdir", TESTS, TESTS]
+    command = [python, "-m", "pytest", "-q", "-p", "no:cacheprovider", *here]
     env = os.environ | {"COMFYUI_CHECKOUT": str(checkout)}
     done = subprocess.run(command, cwd=TESTS, env=env, capture_output=True, text=True)
     assert done.returncode == 0, done.stdout[-6000:] + done.stderr[-2000:]

@@ -33,13 +33,16 @@ def our_nodes(client):
         for groups in (node["input"], node["input_order"]):
             groups.pop("hidden", None)
         for name, spec in inputs(node):
-            if name.endswith("_name") and "options" in spec[1]:
+            if name.endswith(("_name", "direction")) and "options" in spec[1]:
                 spec[1]["options"] = []
     return ours
 
 
 def inputs(node):
-    return [pair for group in node["input"].values() for pair in group.items()]
+    """(name, specification) of all inputs, those under the choices of a combo too."""
+    found = [pair for group in node["input"].values() for pair in group.items()]
+    choices = [choice for _, spec in found for choice in spec[1].get("options", []) if isinstance(choice, dict)]
+    return found + [pair for choice in choices for pair in inputs({"input": choice["inputs"]})]
 
 
 def test_object_info_is_the_contract(client):
@@ -57,7 +60,7 @@ def test_everything_is_explained(client, server):
         assert page.startswith(f"# {node['display_name']}\n") and node["description"] and node["search_aliases"]
         for name, spec in inputs(node):
             assert spec[1].get("tooltip"), f"{node_id}.{name} has no tooltip"
-            assert f"**{name}**" in page, f"{node_id}.md says nothing of {name}"
+            assert f"**{name.removeprefix('second_')}**" in page, f"{node_id}.md says nothing of {name}"
         assert all(node["output_tooltips"]) and all(f"**{name}**" in page for name in node["output_name"])
 
 
@@ -242,3 +245,68 @@ def test_memory_is_flat_over_a_hundred_prompts(client, server, photo):
         sizes.append(resident())
     print([round(size) for size in sizes[::10]])
     assert max(sizes[80:]) - max(sizes[20:40]) < 30  # MB; one identity folded is 1 MB here, one model 400
+
+
+def edited(client, server, **inputs):
+    """A prompt that edits a stored code by a list, and shows what came of it; inputs of the stack."""
+    np.save(server.base / "input/code.npy", np.ones((18, 512)))
+    stack = {"identity": ["load", 0], "edits": "smile=2", "keep_plausible": False} | inputs
+    return {
+        "load": {"class_type": "WPlusLoadIdentity", "inputs": {"identity_name": "code.npy [input]"}},
+        "stack": {"class_type": "WPlusEditStack", "inputs": stack},
+        "info": {"class_type": "WPlusIdentityInfo", "inputs": {"identity": ["stack", 0]}},
+        "show": {"class_type": "PreviewAny", "inputs": {"source": ["info", 0]}},
+    }
+
+
+def test_edits_by_text(client, server):
+    result = client.run(edited(client, server, edits="smile=2\nuntrained/age=-1.5@0-3"))
+    (text,) = result.outputs["show"]["text"]
+    assert '"direction": "untrained/smile"' in text and '"strength": -1.5, "layers": [0, 4]' in text
+    with pytest.raises(ComfyError, match=r"WPlusEditStack.*no direction 'smiel' .*the nearest: .*untrained/smile"):
+        client.run(edited(client, server, edits="smiel=2"))
+
+
+def test_the_identity_for_the_preview_comes_from_the_cache_too(client, server):
+    prompt = edited(client, server)
+    first, again = client.run(prompt), client.run(prompt)
+    assert set(again.cached) == set(prompt)
+    assert first.outputs["stack"]["wplus_identity"] == again.outputs["stack"]["wplus_identity"]
+    assert first.outputs["stack"].keys() == {"wplus_identity"} and not first.files()
+
+
+def test_a_saved_direction_is_known_at_once_and_a_changed_file_is_seen(client, server):
+    def save(name):
+        load = {"class_type": "WPlusLoadDirection", "inputs": {"direction_name": name}}
+        kept = {"direction": ["load", 0], "name": "mine/grin"}
+        return {"load": load, "save": {"class_type": "WPlusSaveDirection", "inputs": kept}}
+
+    folder = server.base / "output/wplus/directions"
+    try:
+        (file,) = client.run(save("untrained/smile")).files()
+        assert file == {"filename": "grin.safetensors", "subfolder": "wplus/directions/mine", "type": "output"}
+        assert "mine/grin" in client.object_info("WPlusEditIdentity")["WPlusEditIdentity"]["input"]["required"][
+            "direction"
+        ][1]["options"]  # fmt: skip
+        prompt = edited(client, server, edits="grin=2")
+        (text,) = client.run(prompt).outputs["show"]["text"]
+        (folder / "mine/grin.safetensors").unlink()
+        client.run(save("untrained/age"))
+        (other,) = client.run(prompt).outputs["show"]["text"]
+        assert "mine/grin" in text and text != other
+    finally:
+        shutil.rmtree(folder)
+
+
+@pytest.mark.parametrize(
+    "setting, message",
+    [
+        ("Sweep.along.start=-90", r"Sweep \(\d+\): Value -90(.0)? smaller than min of -20.0: along.start"),
+        ("Sweep.along.direction=untrained/smlie", r"Sweep \(\d+\): Value not in list: along.direction"),
+        ("Sweep.along.layers=30", r"Sweep .*expected layers such as 0-7"),
+        ("Sweep.along=nowhere", r"Sweep .*expected along to be one of one direction, two directions"),
+    ],
+)
+def test_a_wrong_sweep_is_refused_with_its_reason(client, photo, setting, message):
+    with pytest.raises(ComfyError, match=message):
+        client.run(small(client, "edit_strip", photo, setting))

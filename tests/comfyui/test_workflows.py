@@ -5,7 +5,7 @@ import urllib.request
 
 import pytest
 from comfyui_wplus.wplus_core.checkpoints import load_identity
-from PIL import Image
+from PIL import Image, ImageOps
 
 from .workflows import FOLDER, NAMES, SIZE, fetched, pixels, small
 
@@ -17,6 +17,14 @@ OUTPUTS = {
     "photo_batch": (3, 4, 3),
     "portrait": (1, 2, 1),
     "two_people": (1, 0, 0),
+}
+# Columns and rows of the saved sheet, whether a preview by StyleGAN2 comes before it, and settings for few frames.
+SHEETS = {
+    "edit_grid": (2, 3, True, []),
+    "edit_strip": (3, 1, True, []),
+    "emotion_set": (4, 1, True, ["emotions=smile=0\nemotion_happy=3\nemotion_sad=3 age=1\nemotion_angry=3"]),
+    "interpolation": (3, 1, True, []),
+    "lambda_sweep": (3, 1, False, ["weights=0\n0.5\n1", "size.batch_size=3"]),
 }
 
 
@@ -63,8 +71,46 @@ def test_the_identity_and_its_weight_reach_the_picture(client, photo, tmp_path):
     assert picture("Apply W+.layer_weights=" + "0 " * 16) == plain
 
 
+def cells(path, columns, rows, under=False):
+    """The pictures of a sheet with labels above and left, or under them."""
+    sheet = Image.open(path).convert("RGB")
+    left, top = sheet.width - columns * SIZE[0], sheet.height - rows * SIZE[1]
+    assert 0 <= left <= 2 * SIZE[0] and 0 < top < SIZE[1]
+    corners = [(left + c * SIZE[0], (not under) * top + r * SIZE[1]) for r in range(rows) for c in range(columns)]
+    return [sheet.crop((x, y, x + SIZE[0], y + SIZE[1])).tobytes() for x, y in corners]
+
+
+@pytest.mark.parametrize("name", SHEETS)
+def test_sweep_becomes_a_sheet_of_frames(client, name, photo, tmp_path):
+    columns, rows, previewed, settings = SHEETS[name]
+    if name == "interpolation":
+        other = tmp_path / "other.png"
+        ImageOps.mirror(Image.open(photo)).save(other)
+        settings = [f"second photo={other}"]
+    result = client.run(small(client, name, photo, *settings))
+    (sheet,), previews, _ = fetched(client, result, tmp_path)
+    assert len(previews) == previewed and sheet.name.startswith(name)
+    assert len(set(cells(sheet, columns, rows, under=name == "emotion_set"))) == columns * rows
+
+
+def test_frames_of_a_sweep_share_their_noise(client, photo, tmp_path):
+    result = client.run(small(client, "edit_strip", photo, "Apply W+.weight=0"))
+    (sheet,), *_ = fetched(client, result, tmp_path)
+    assert len(set(cells(sheet, 3, 1))) == 1
+
+
+def test_animation_is_saved_as_a_film_and_as_frames(client, photo, tmp_path):
+    pictures, *_ = fetched(client, client.run(small(client, "animated_smile", photo)), tmp_path)
+    (film,) = [path for path in pictures if path.suffix == ".webp"]
+    frames = [path for path in pictures if path.suffix == ".png"]
+    assert Image.open(film).n_frames == len(frames) == 3
+    assert {Image.open(path).size for path in pictures} == {SIZE}
+    assert len({pixels(path) for path in frames}) == 3
+
+
 def test_every_workflow_is_covered():
-    assert NAMES == sorted([*OUTPUTS, "identity_file"]) == sorted(p.stem for p in (FOLDER / "api").glob("*.json"))
+    tested = sorted([*OUTPUTS, *SHEETS, "animated_smile", "identity_file"])
+    assert NAMES == tested == sorted(p.stem for p in (FOLDER / "api").glob("*.json"))
 
 
 @newest_only

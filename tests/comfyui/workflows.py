@@ -18,7 +18,11 @@ SMALL = {
     "EmptyLatentImage": ("width=96", "height=64"),
     "KSampler": ("steps=2",),
     "WPlusDecodeIdentity": ("resolution=64",),
-}
+    "WPlusSweep": (
+        "along.direction=untrained/smile", "along.count=3", "along.second_direction=untrained/age",
+        "along.second_count=2",
+    ),
+}  # fmt: skip
 SIZE = (96, 64)
 
 
@@ -27,7 +31,8 @@ def small(client: Client, name: str, photo: Path, *settings: str) -> Workflow:
     workflow = load(FOLDER / "api" / f"{name}.json")
     for node_id, node in workflow.items():
         ours = SMALL.get(node["class_type"], ()) if node["class_type"] != "LoadImage" else (f"image={photo}",)
-        settings = (*(f"{node_id}.{setting}" for setting in ours), *settings)
+        has = [setting for setting in ours if setting.partition("=")[0] in node["inputs"]]
+        settings = (*(f"{node_id}.{setting}" for setting in has), *settings)
     for setting in settings:
         override(client, workflow, setting)
     return workflow
