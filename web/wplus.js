@@ -6,7 +6,7 @@ import { Panel } from "./panel.js";
 import { serverCatalogue } from "./preview.js";
 
 const panels = new Set();
-const HEIGHT = 460;
+const HEIGHT = 500;
 
 app.registerExtension({
   name: "WPlus.EditStack",
