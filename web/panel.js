@@ -319,9 +319,8 @@ export class Panel {
     const encoder = app.graph.nodes?.find((node) => node.comfyClass === "WPlusLoadEncoder")?.widgets?.[0]?.value;
     const generator = this.catalogue.generators.includes(encoder) ? encoder : this.catalogue.generators[0];
     const keep_plausible = Boolean(this.node.widgets.find((w) => w.name === "keep_plausible")?.value);
-    this.whose.textContent = label;
-    this.unknown = unknown;
-    this.preview.ask({ ...who, edits: this.comparing ? "" : text, generator, keep_plausible });
+    const edits = this.comparing ? "" : text;
+    this.preview.ask({ ...who, edits, generator, keep_plausible }, { edits, label, unknown });
   }
 
   compare(pressed) {
@@ -331,15 +330,16 @@ export class Panel {
     this.look();
   }
 
-  show(url, size, wish, kept) {
+  show(url, size, kept, { edits, label, unknown }) {
     const old = this.picture.src;
     this.picture.src = url;
     this.picture.hidden = false;
-    Object.assign(this.picture.dataset, { size, edits: wish.edits });
+    this.whose.textContent = label;
+    Object.assign(this.picture.dataset, { size, edits });
     if (old) URL.revokeObjectURL(old);
     const notes = [];
     if (kept < 1) notes.push(`Held back to ${Math.round(100 * kept)} % to stay plausible.`);
-    if (this.unknown.length) notes.push(`Not in this picture: ${this.unknown.join(", ")}.`);
+    if (unknown.length) notes.push(`Not in this picture: ${unknown.join(", ")}.`);
     this.say(notes.join(" "));
   }
 

@@ -10,7 +10,7 @@ const page = Math.random().toString(36).slice(2);
 
 /** Asks for one picture at a time; of the wishes that come meanwhile only the last counts. */
 export class Preview {
-  /** show(url, size, wish, kept): a picture is ready. say(message, isError): what to tell, "" for nothing. */
+  /** show(url, size, kept, about): a picture is ready. say(message, isError): what to tell, "" for nothing. */
   constructor(id, show, say) {
     Object.assign(this, { client: `${page}.${id}`, show, say });
     this.asked = null;
@@ -19,11 +19,12 @@ export class Preview {
     this.refining = null;
   }
 
-  ask(wish) {
-    const asked = JSON.stringify(wish);
+  /** fields: of the request's body. about: handed back with the picture. */
+  ask(fields, about) {
+    const asked = JSON.stringify(fields);
     if (asked === this.asked) return;
     this.asked = asked;
-    this.wish = wish;
+    this.wish = { fields, about };
     this.refining?.abort();
     if (!this.running) this.run();
   }
@@ -45,9 +46,9 @@ export class Preview {
     }
   }
 
-  async picture(wish, size, signal) {
+  async picture({ fields, about }, size, signal) {
     try {
-      const body = JSON.stringify({ ...wish, size, client: this.client });
+      const body = JSON.stringify({ ...fields, size, client: this.client });
       const headers = { "Content-Type": "application/json" };
       const answer = await api.fetchApi("/wplus/preview", { method: "POST", headers, body, signal });
       if (answer.status === 409) return false;
@@ -57,7 +58,7 @@ export class Preview {
         return false;
       }
       const url = URL.createObjectURL(await answer.blob());
-      this.show(url, size, wish, Number(answer.headers.get("X-WPlus-Kept") ?? 1));
+      this.show(url, size, Number(answer.headers.get("X-WPlus-Kept") ?? 1), about);
       return true;
     } catch (error) {
       if (error.name !== "AbortError") this.fail("no answer from the server");

@@ -235,7 +235,6 @@ def test_a_run_brings_its_identity(frontend, server, photo, client):
     average = pixels(frontend)
     frontend.page.evaluate("() => app.queuePrompt(0)")
     expect(frontend.page.get_by_text("The identity of the last run")).to_be_visible(timeout=60_000)
-    frontend.page.wait_for_timeout(300)
     painted(frontend, "smile=1")
     assert pixels(frontend) != average
 
