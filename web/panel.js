@@ -320,6 +320,9 @@ export class Panel {
     const generator = this.catalogue.generators.includes(encoder) ? encoder : this.catalogue.generators[0];
     const keep_plausible = Boolean(this.node.widgets.find((w) => w.name === "keep_plausible")?.value);
     const edits = this.comparing ? "" : text;
+    if (this.node.inputs?.some((input) => input.name.startsWith("direction") && input.link != null)) {
+      unknown.push("directions from wires");
+    }
     this.preview.ask({ ...who, edits, generator, keep_plausible }, { edits, label, unknown });
   }
 

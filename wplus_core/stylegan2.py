@@ -58,7 +58,7 @@ def blur_kernel(gain: float = 1.0) -> Tensor:
 def blur(x: Tensor, kernel: Tensor, pad: tuple[int, int]) -> Tensor:
     """Filter each channel of x [B, C, H, W] with kernel [k, k] after zero padding (before, after) on both axes."""
     kernel = kernel.flip(0, 1).to(x.dtype).expand(x.shape[1], 1, -1, -1)
-    return F.conv2d(F.pad(x, (*pad, *pad)), kernel, groups=x.shape[1])  # 20 x faster than channels as a batch of one
+    return F.conv2d(F.pad(x, (*pad, *pad)), kernel, groups=x.shape[1])
 
 
 def upsample(x: Tensor, kernel: Tensor) -> Tensor:

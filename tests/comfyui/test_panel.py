@@ -250,6 +250,30 @@ def test_edits_from_a_wire_are_left_alone(panel):
     assert panel.page.locator(".wplus-panel").evaluate("e => e.inert")
 
 
+def test_undo_takes_a_move_back(panel):
+    slider(panel).click(position={"x": 2, "y": 9})
+    assert text(panel).startswith("smile=-")
+    panel.page.locator("#graph-canvas").click(position={"x": 700, "y": 60})
+    panel.page.keyboard.press("Control+z")
+    expect(slider(panel)).to_have_value("0")
+    assert text(panel) == "" and len(panel.serialize()["nodes"]) == 1
+
+
+@pytest.mark.parametrize("server", ["newest"], indirect=True)
+def test_it_works_in_nodes_2(panel):
+    setting = "on => app.extensionManager.setting.set('Comfy.VueNodes.Enabled', on)"
+    panel.page.evaluate(setting, True)
+    try:
+        expect(panel.page.locator("[data-node-id] .wplus-panel")).to_be_visible()
+        slider(panel).press("ArrowRight")
+        expect(panel.page.locator("textarea").first).to_have_value("smile=0.05")
+        type_text(panel, "age=1")
+        expect(number(panel, "age")).to_have_value("1")
+        assert panel.page.locator("[data-node-id] .wplus-panel").bounding_box()["height"] < 700
+    finally:
+        panel.page.evaluate(setting, False)
+
+
 @pytest.mark.parametrize(
     "words",
     [
