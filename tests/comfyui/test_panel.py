@@ -251,9 +251,16 @@ def test_edits_from_a_wire_are_left_alone(panel):
 
 
 def test_undo_takes_a_move_back(panel):
+    def noted(edits):  # by the editor's history, which looks after a click
+        state = "app.extensionManager.workflow.activeWorkflow.changeTracker.activeState.nodes[0]"
+        panel.page.wait_for_function(f"edits => {state}?.widgets_values[0] === edits", arg=edits)
+
+    canvas = panel.page.locator("#graph-canvas")
+    canvas.click(position={"x": 900, "y": 200})
+    noted("")
     slider(panel).click(position={"x": 2, "y": 9})
-    assert text(panel).startswith("smile=-")
-    panel.page.locator("#graph-canvas").click(position={"x": 700, "y": 60})
+    noted("smile=-3")
+    canvas.click(position={"x": 900, "y": 200})
     panel.page.keyboard.press("Control+z")
     expect(slider(panel)).to_have_value("0")
     assert text(panel) == "" and len(panel.serialize()["nodes"]) == 1
