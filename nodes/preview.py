@@ -60,7 +60,7 @@ class Refused(Exception):
 
 
 @dataclass(frozen=True)
-class Request:
+class Wish:
     """What the panel asks for. identity: safetensors with w [1, L, 512]; without it and a name, the average face."""
 
     client: str
@@ -72,7 +72,7 @@ class Request:
     keep_plausible: bool
 
     @classmethod
-    def read(cls, body: bytes) -> Request:
+    def read(cls, body: bytes) -> Wish:
         try:
             fields = json.loads(body)
         except (ValueError, RecursionError) as e:
@@ -168,31 +168,31 @@ class Previews:
         self.average = average.expand(generator.config.layers, -1).clone()
         self.loaded = state
 
-    def code(self, request: Request) -> Tensor:
+    def code(self, wish: Wish) -> Tensor:
         """The unedited code [1, L, 512]."""
-        if request.identity is not None:
-            return identity_of(request.identity).w
-        if request.identity_name is None:
+        if wish.identity is not None:
+            return identity_of(wish.identity).w
+        if wish.identity_name is None:
             return self.average[None]
-        if request.identity_name not in folders.identity_files():
-            raise Refused(404, f"no identity file {request.identity_name!r}")
-        return load_identity(folders.identity_path(request.identity_name)).w[:1]
+        if wish.identity_name not in folders.identity_files():
+            raise Refused(404, f"no identity file {wish.identity_name!r}")
+        return load_identity(folders.identity_path(wish.identity_name)).w[:1]
 
-    def picture(self, request: Request, unwanted: Unwanted) -> tuple[bytes, float]:
+    def picture(self, wish: Wish, unwanted: Unwanted) -> tuple[bytes, float]:
         """A JPEG, and the share of the edits that was kept as plausible."""
         if unwanted():
             raise Stopped
-        self.load(request.generator)
-        before, known, kept = self.code(request), folders.directions(), 1.0
-        after = edit(before, parse_edits(request.edits, known))
-        if request.keep_plausible:
+        self.load(wish.generator)
+        before, known, kept = self.code(wish), folders.directions(), 1.0
+        after = edit(before, parse_edits(wish.edits, known))
+        if wish.keep_plausible:
             if known.spread is None:
                 raise WPlusError(NO_SPREAD)
             after, share = known.spread.hold(before, after)
             kept = share.item()
         if not after.isfinite().all():
             raise Refused(400, "the edits are too strong for any number")
-        return jpeg(self.painter.paint(after[0], request.size, unwanted)), kept
+        return jpeg(self.painter.paint(after[0], wish.size, unwanted)), kept
 
 
 def identity_of(data: bytes) -> Identity:
@@ -279,9 +279,9 @@ def add_routes():
 
     @answering
     async def post_preview(request: web.Request) -> web.Response:
-        wanted = Request.read(await body_of(request))
+        wish = Wish.read(await body_of(request))
         try:
-            picture, kept = await queue.run(wanted.client, lambda unwanted: previews.picture(wanted, unwanted))
+            picture, kept = await queue.run(wish.client, lambda unwanted: previews.picture(wish, unwanted))
         finally:
             release_later()
         headers = {"Cache-Control": "no-store", "X-WPlus-Kept": f"{kept:.4f}"}

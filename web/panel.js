@@ -96,6 +96,7 @@ export class Panel {
   constructor(node, text) {
     document.head.append(sheet);
     Object.assign(this, { node, text, rows: new Map(), groups: [], catalogue: new Catalogue(), identity: null });
+    this.watched = new WeakSet();
     this.preview = new Preview(node.id, (...picture) => this.show(...picture), (...words) => this.say(...words));
     this.build();
     serverCatalogue().then(
@@ -303,17 +304,19 @@ export class Panel {
   /** Which face: an identity file right before the node, else that of the last run, else the average. */
   face() {
     const before = source(this.node, "identity");
-    const widget = (node, name) => node?.widgets?.find((w) => w.name === name)?.value;
-    if (before?.comfyClass === "WPlusLoadIdentity" && widget(before, "identity_name")) {
-      return [{ identity_name: widget(before, "identity_name") }, widget(before, "identity_name")];
+    const file = before?.comfyClass === "WPlusLoadIdentity" && before.widgets.find((w) => w.name === "identity_name");
+    if (file && !this.watched.has(file)) {
+      this.watched.add(file);
+      follow(file, "callback", () => this.look());
     }
+    if (file?.value) return [{ identity_name: file.value }, file.value];
     const last = this.identity ?? app.nodeOutputs?.[this.node.id]?.wplus_identity?.[0];
     if (last) return [{ identity: last }, "The identity of the last run"];
     return [{}, "The average face. Run once to see yours."];
   }
 
   look() {
-    if (!this.catalogue.generators.length) return;
+    if (!this.catalogue.generators.length || !this.node.graph) return;
     const [who, label] = this.face();
     const { text, unknown } = this.catalogue.known(this.text.value ?? "");
     const encoder = app.graph.nodes?.find((node) => node.comfyClass === "WPlusLoadEncoder")?.widgets?.[0]?.value;
@@ -350,6 +353,16 @@ export class Panel {
     this.message.textContent = message;
     this.message.classList.toggle("wplus-error", isError);
   }
+}
+
+/** Calls then after a method of an object, whatever the method is by now. */
+export function follow(object, method, then) {
+  const before = object[method];
+  object[method] = function (...args) {
+    const result = before?.apply(this, args);
+    then(...args);
+    return result;
+  };
 }
 
 /** The node behind an input, past reroutes. */

@@ -2,7 +2,7 @@
 // here by itself; the others do nothing until they are used.
 
 import { app } from "../../scripts/app.js";
-import { Panel } from "./panel.js";
+import { follow, Panel } from "./panel.js";
 import { serverCatalogue } from "./preview.js";
 
 const panels = new Set();
@@ -22,6 +22,7 @@ app.registerExtension({
     text.options.getMaxHeight = () => 76;
     node.setSize([Math.max(node.size[0], 420), Math.max(node.size[1], HEIGHT + 200)]);
 
+    follow(node, "onAdded", () => panel.refresh());
     follow(node, "onConfigure", () => panel.refresh());
     follow(node, "onConnectionsChange", () => panel.refresh());
     follow(node, "onExecuted", (output) => panel.executed(output));
@@ -35,12 +36,3 @@ app.registerExtension({
     for (const panel of panels) panel.setCatalogue(known);
   },
 });
-
-function follow(object, method, then) {
-  const before = object[method];
-  object[method] = function (...args) {
-    const result = before?.apply(this, args);
-    then(...args);
-    return result;
-  };
-}

@@ -4,8 +4,11 @@ import json
 import shutil
 
 import pytest
+import torch
+from comfyui_wplus.wplus_core.checkpoints import save_identity
 from comfyui_wplus.wplus_core.direction_files import load_collection, parse_edits
 from comfyui_wplus.wplus_core.errors import WPlusError
+from comfyui_wplus.wplus_core.identity import Identity
 from playwright.sync_api import expect
 
 from .browser import Frontend
@@ -237,6 +240,27 @@ def test_a_run_brings_its_identity(frontend, server, photo, client):
     expect(frontend.page.get_by_text("The identity of the last run")).to_be_visible(timeout=60_000)
     painted(frontend, "smile=1")
     assert pixels(frontend) != average
+
+
+def test_the_identity_file_before_it_is_whose_face_it_is(panel, server):
+    for seed, name in enumerate(("ann", "bob")):
+        w = torch.randn(1, 18, 512, generator=torch.Generator().manual_seed(seed))
+        save_identity(Identity(w), server.base / f"input/{name}.safetensors")
+    shown = []
+    panel.page.evaluate("""() => {
+        window.file = LiteGraph.createNode("WPlusLoadIdentity");
+        app.graph.add(file);
+        file.connect(0, stack, 0);
+    }""")
+    for name in ("ann", "bob"):
+        panel.page.evaluate("""(name) => {
+            file.widgets[0].value = name;
+            file.widgets[0].callback?.(name);
+        }""", f"{name}.safetensors [input]")
+        expect(panel.page.locator(".wplus-whose")).to_have_text(f"{name}.safetensors [input]")
+        painted(panel, "")
+        shown.append(pixels(panel))
+    assert shown[0] != shown[1]
 
 
 def test_edits_from_a_wire_are_left_alone(panel):
