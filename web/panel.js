@@ -97,7 +97,7 @@ export class Panel {
     document.head.append(sheet);
     Object.assign(this, { node, text, rows: new Map(), groups: [], catalogue: new Catalogue(), identity: null });
     this.watched = new WeakSet();
-    this.preview = new Preview(node.id, (...picture) => this.show(...picture), (...words) => this.say(...words));
+    this.preview = new Preview((...picture) => this.show(...picture), (...words) => this.say(...words));
     this.build();
     serverCatalogue().then(
       (known) => this.setCatalogue(known),

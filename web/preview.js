@@ -7,12 +7,13 @@ const FINE = 256;
 const REST = 150; // milliseconds without a change before the finer picture
 
 const page = Math.random().toString(36).slice(2);
+let panels = 0;
 
 /** Asks for one picture at a time; of the wishes that come meanwhile only the last counts. */
 export class Preview {
   /** show(url, size, kept, about): a picture is ready. say(message, isError): what to tell, "" for nothing. */
-  constructor(id, show, say) {
-    Object.assign(this, { client: `${page}.${id}`, show, say });
+  constructor(show, say) {
+    Object.assign(this, { client: `${page}.${panels++}`, show, say });
     this.asked = null;
     this.wish = null;
     this.running = false;
@@ -27,6 +28,11 @@ export class Preview {
     this.wish = { fields, about };
     this.refining?.abort();
     if (!this.running) this.run();
+  }
+
+  stop() {
+    this.wish = null;
+    this.refining?.abort();
   }
 
   async run() {

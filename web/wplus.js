@@ -26,7 +26,10 @@ app.registerExtension({
     follow(node, "onConfigure", () => panel.refresh());
     follow(node, "onConnectionsChange", () => panel.refresh());
     follow(node, "onExecuted", (output) => panel.executed(output));
-    follow(node, "onRemoved", () => panels.delete(panel));
+    follow(node, "onRemoved", () => {
+      panels.delete(panel);
+      panel.preview.stop();
+    });
     for (const watched of node.widgets) if (watched !== widget) follow(watched, "callback", () => panel.refresh());
   },
 

@@ -263,6 +263,17 @@ def test_the_identity_file_before_it_is_whose_face_it_is(panel, server):
     assert shown[0] != shown[1]
 
 
+def test_two_panels_paint_side_by_side(panel):
+    panel.page.evaluate(NODE.replace("[300, 120]", "[800, 120]"))
+    texts = panel.page.locator("textarea")
+    for n, edits in enumerate(("smile=1", "age=2")):
+        texts.nth(n).fill(edits)
+    for n, edits in enumerate(("smile=1", "age=2")):
+        picture = panel.page.locator(".wplus-picture").nth(n)
+        expect(picture).to_have_attribute("data-edits", edits, timeout=60_000)
+        expect(picture).to_have_attribute("data-size", "256", timeout=60_000)
+
+
 def test_edits_from_a_wire_are_left_alone(panel):
     panel.page.evaluate("""() => {
         const other = LiteGraph.createNode("PrimitiveStringMultiline");
@@ -280,11 +291,11 @@ def test_undo_takes_a_move_back(panel):
         panel.page.wait_for_function(f"edits => {state}?.widgets_values[0] === edits", arg=edits)
 
     canvas = panel.page.locator("#graph-canvas")
-    canvas.click(position={"x": 900, "y": 200})
+    canvas.click(position={"x": 1550, "y": 420})
     noted("")
     slider(panel).click(position={"x": 2, "y": 9})
     noted("smile=-3")
-    canvas.click(position={"x": 900, "y": 200})
+    canvas.click(position={"x": 1550, "y": 420})
     panel.page.keyboard.press("Control+z")
     expect(slider(panel)).to_have_value("0")
     assert text(panel) == "" and len(panel.serialize()["nodes"]) == 1
