@@ -6,7 +6,7 @@
 Starts ComfyUI on the CPU with a generator of FFHQ's size (1024 px, 18 layers, random weights) and a direction that
 moves every layer, so that nothing of the picture before can be kept; opens a W+ Edit Stack in headless Chromium; moves
 the slider again and again, and waits each time for the quick picture (128 px) and the fine one (256 px). Both times
-count from the slider's move; the fine one waits 150 ms for another move before it starts. Then, without a browser, what
+count from the slider's move; the fine one waits 100 ms for another move before it starts. Then, without a browser, what
 the same pictures cost the plain generator, in turns with the painter, as a ratio of the fastest of each.
 OMP_NUM_THREADS is taken from the environment, else all cores.
 The last line is a JSON object: first_ms, refined_ms (medians), painter_over_generator (at 256 px).

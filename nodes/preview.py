@@ -5,7 +5,7 @@
                              -> a JPEG; errors are {"error": message}
 
 A preview never waits for a running prompt and takes nothing from it but some of its CPU time: it stays off the GPU and
-out of ComfyUI's memory management, which serves the prompt's thread alone. The painter takes 60 to 120 MB and is let go
+out of ComfyUI's memory management, which serves the prompt's thread alone. The painter takes about 150 MB and is let go
 when nobody has looked for a minute.
 """
 

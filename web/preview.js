@@ -4,7 +4,7 @@ import { api } from "../../scripts/api.js";
 
 const QUICK = 128;
 const FINE = 256;
-const REST = 150; // milliseconds without a change before the finer picture
+const REST = 100; // milliseconds without a change before the finer picture
 
 const page = Math.random().toString(36).slice(2);
 let panels = 0;
