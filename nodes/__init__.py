@@ -54,5 +54,10 @@ NODES: list[type[io.ComfyNode]] = [
 
 
 class WPlusExtension(ComfyExtension):
+    async def on_load(self):
+        from .preview import add_routes  # here, since the nodes also run in a process without a server
+
+        add_routes()
+
     async def get_node_list(self) -> list[type[io.ComfyNode]]:
         return NODES

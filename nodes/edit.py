@@ -22,6 +22,10 @@ KEEP_PLAUSIBLE = (
     "Shortens edits that lead too far from the average face, and says so in the log; needs a PCA of W among the "
     "directions, such as ffhq_pca.pt."
 )
+NO_SPREAD = (
+    "keep_plausible needs a PCA of W in models/wplus/directions: ffhq_pca.pt, or one that "
+    "`python -m comfyui_wplus.wplus_core.directions pca` wrote"
+)
 
 
 class DirectionNode(io.ComfyNode):
@@ -172,10 +176,7 @@ def own_or(layers: str) -> Layers | None:
 
 def edited(identity: Identity, edits: Sequence[Edit], keep_plausible: bool, known: Collection) -> Identity:
     if keep_plausible and known.spread is None:
-        raise WPlusError(
-            "keep_plausible needs a PCA of W in models/wplus/directions: ffhq_pca.pt, or one that "
-            "`python -m comfyui_wplus.wplus_core.directions pca` wrote"
-        )
+        raise WPlusError(NO_SPREAD)
     return edit_identity(identity, edits, known.spread if keep_plausible else None)
 
 

@@ -8,6 +8,7 @@ from pathlib import Path
 
 import folder_paths
 
+from ..wplus_core.checkpoints import generator_state
 from ..wplus_core.direction_files import TABLE, Collection, direction_paths, load_collection
 from ..wplus_core.errors import FileError
 from ..wplus_core.files import read
@@ -48,6 +49,17 @@ def model_files(*kinds: str) -> list[str]:
     """Names in the W+ model folders whose files are of these kinds."""
     names = [n for n in folder_paths.get_filename_list(KEY) if not n.endswith(".dat")]
     return [n for n in names if kind_at(model_path(n)) in kinds]
+
+
+@functools.lru_cache(maxsize=256)
+def has_generator(path: str, state: str) -> bool:
+    return bool(generator_state(read(path, "meta")))
+
+
+def generator_files() -> list[str]:
+    """Names of the encoder files with a generator in them, then of generators alone."""
+    names = [*model_files("encoder"), *model_files("generator")]
+    return [n for n in names if has_generator(str(model_path(n)), fingerprint(model_path(n)))]
 
 
 def model_path(name: str) -> Path:

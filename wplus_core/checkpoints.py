@@ -70,6 +70,11 @@ def load_generator(path: str | Path) -> Generator:
     return fill(lambda: Generator(config), state, path)
 
 
+def load_average(path: str | Path) -> Tensor | None:
+    """The average w, [w_dim] or [L, w_dim], that an encoder or generator file carries, or None."""
+    return part(read(path).tensors, "latent_avg").get("")
+
+
 def load_parser(path: str | Path) -> FaceParser:
     """The face-parsing net of parse_multi_iter_90000.pth or our safetensors."""
     contents = read(path)

@@ -24,7 +24,6 @@ from .direction_files import load_directions, save_directions
 from .errors import FileError, WPlusError
 from .files import Contents, read, write_torch
 from .formats import OUR_FORMATS, expect
-from .state_dicts import part
 
 DTYPES = {"float32": torch.float32, "float16": torch.float16, "bfloat16": torch.bfloat16}
 NETWORKS = ("adapter", "encoder", "generator", "parser")
@@ -66,8 +65,7 @@ def convert_network(kind: str, contents: Contents, target: Path, ours: bool, dty
         save(cast(ck.load_parser(source)), target)
     elif kind == "generator":
         save = ck.save_generator if ours else ck.save_reference_generator
-        latent_avg = part(read(source).tensors, "latent_avg").get("")
-        save(cast(ck.load_generator(source)), target, latent_avg)
+        save(cast(ck.load_generator(source)), target, ck.load_average(source))
     else:
         save = ck.save_encoder if ours else ck.save_reference_encoder
         generator = cast(ck.load_generator(source)) if ck.generator_state(contents) else None

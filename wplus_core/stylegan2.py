@@ -57,10 +57,8 @@ def blur_kernel(gain: float = 1.0) -> Tensor:
 
 def blur(x: Tensor, kernel: Tensor, pad: tuple[int, int]) -> Tensor:
     """Filter each channel of x [B, C, H, W] with kernel [k, k] after zero padding (before, after) on both axes."""
-    b, c, h, w = x.shape
-    x = F.pad(x.reshape(b * c, 1, h, w), (*pad, *pad))
-    x = F.conv2d(x, kernel.flip(0, 1)[None, None].to(x.dtype))
-    return x.view(b, c, *x.shape[2:])
+    kernel = kernel.flip(0, 1).to(x.dtype).expand(x.shape[1], 1, -1, -1)
+    return F.conv2d(F.pad(x, (*pad, *pad)), kernel, groups=x.shape[1])
 
 
 def upsample(x: Tensor, kernel: Tensor) -> Tensor:

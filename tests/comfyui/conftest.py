@@ -25,7 +25,7 @@ def stand_ins(tmp_path_factory):
 def server(request, tmp_path_factory, stand_ins):
     base = tmp_path_factory.mktemp(f"comfy-{request.param}")
     lay_out(base)
-    for path in stand_ins.glob("*/*"):
+    for path in stand_ins.rglob("*.*"):
         link = base / "models" / path.relative_to(stand_ins)
         link.parent.mkdir(parents=True, exist_ok=True)
         link.symlink_to(path)
