@@ -10,7 +10,7 @@ from pathlib import Path
 
 import torch
 from comfyui_wplus.train import loop
-from comfyui_wplus.train.config import Config, Keep, Optim, Speed
+from comfyui_wplus.train.config import Config, Keep, Optim, Speed, Track
 from comfyui_wplus.train.data import write_dataset
 from comfyui_wplus.train.objectives import Objective
 from diffusers import UNet2DConditionModel
@@ -63,6 +63,7 @@ def small_config(world: dict, run: Path, **changes) -> Config:
         optim=Optim(lr=1e-3, warmup=6, schedule="cosine"),
         speed=Speed(micro_batch=1, workers=0),
         keep=Keep(every=8, last=2, log=2, ema_half_life=12),
+        track=Track(to=()),
     )
     return Config(run=run, **world, **{**settings, **changes})
 

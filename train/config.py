@@ -61,7 +61,8 @@ class Keep:
     """What is kept of the run, counted in images.
 
     every: between checkpoints. last: how many stay. log: between lines of stats.jsonl. ema_half_life: of the moving
-    average of the weights, 0 for none. bad_steps: stop after so many steps in a row whose gradient was not finite.
+    average of the weights, 0 for none. bad_steps: stop after so many steps in a row whose gradient was not finite,
+    which is looked at with each line of stats.jsonl.
     """
 
     every: int = 16_000
@@ -69,6 +70,14 @@ class Keep:
     log: int = 160
     ema_half_life: int = 100_000
     bad_steps: int = 20
+
+
+@dataclass(frozen=True)
+class Track:
+    """Where the curves of stats.jsonl go besides. to: tensorboard writes into RUN/tensorboard. project: its name."""
+
+    to: tuple[Literal["tensorboard", "wandb", "trackio"], ...] = ("tensorboard",)
+    project: str = "wplus"
 
 
 @dataclass(frozen=True)
@@ -102,6 +111,7 @@ class Config:
     optim: Optim = field(default_factory=Optim)
     speed: Speed = field(default_factory=Speed)
     keep: Keep = field(default_factory=Keep)
+    track: Track = field(default_factory=Track)
 
     def __post_init__(self):
         if tyro.MISSING_NONPROP in vars(self).values() or tyro.MISSING in vars(self).values():
@@ -121,9 +131,13 @@ class Config:
             raise WPlusError(f"a batch of {self.batch} cannot be split over {processes} processes, {micro} at a time")
         return micro
 
+    def due(self, images: int, every: int) -> bool:
+        """Whether what is done every so many images is due after a step, as it is after the last one."""
+        return images % every < self.batch or images >= self.images
+
 
 # What may differ between a run and its resumption: where things lie, how fast it goes, how long, what is kept.
-FREE = {"run", "base", "data", "adapter", "directions", "vae", "images", "speed"}
+FREE = {"run", "base", "data", "adapter", "directions", "vae", "images", "speed", "track"}
 FREE |= {"keep.every", "keep.last", "keep.log", "keep.bad_steps"}
 
 

@@ -18,6 +18,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
+from uuid import uuid4
 
 from ..wplus_core.errors import FileError
 
@@ -66,6 +67,13 @@ class RunFolder:
             p.rename(p.with_name(f".{p.name}.old"))
         for p in (*self.path.glob(".checkpoint-*.part"), *self.path.glob(".checkpoint-*.old")):
             shutil.rmtree(p, ignore_errors=True)
+
+    def identifier(self) -> str:
+        """A name that no other run has, the same whenever this one goes on."""
+        path = self.path / "identifier"
+        if not path.is_file():
+            path.write_text(uuid4().hex[:8], encoding="utf-8")
+        return path.read_text(encoding="utf-8")
 
     def append(self, line: dict[str, Any]):
         with open(self.path / "stats.jsonl", "a", encoding="utf-8") as f:
