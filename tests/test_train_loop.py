@@ -6,7 +6,9 @@ import os
 import shutil
 import signal
 import sys
+from contextlib import nullcontext
 from dataclasses import replace
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -25,6 +27,7 @@ from comfyui_wplus.wplus_core.files import read
 from safetensors.torch import load_file, save_file
 from torch.utils._python_dispatch import TorchDispatchMode
 from training import (
+    everything,
     exit_code,
     small_config,
     small_dataset,
@@ -49,17 +52,6 @@ def whole(world, tmp_path_factory):
     config = small_config(world, tmp_path_factory.mktemp("runs") / "whole")
     assert exit_code(start_process(train_and_die, config)) == 0
     return config
-
-
-def everything(run, images):
-    """All tensors of a checkpoint, and the statistics but for the clock."""
-    folder = RunFolder(run).checkpoint(images)
-    optimizer = torch.load(folder / "optimizer.pt", weights_only=True)["optimizer"]["state"]
-    tensors = {f"{i}.{k}": x for i, moments in optimizer.items() for k, x in moments.items()}
-    for name in ("adapter", "ema"):
-        tensors |= {f"{name}.{k}": x for k, x in load_file(folder / f"{name}.safetensors").items()}
-    lines = [{k: v for k, v in x.items() if k != "images_per_s"} for x in RunFolder(run).stats()]
-    return tensors, lines
 
 
 def assert_same_run(a, b, images=24):
@@ -331,6 +323,42 @@ def test_every_way_of_training_trains(world, tmp_path, changes):
     raw, average = (load_adapter(RunFolder(config.run).latest() / f"{n}.safetensors") for n in ("adapter", "ema"))
     same = torch.equal(raw.layers[0].to_q.weight, average.layers[0].to_q.weight)
     assert same == (config.keep.ema_half_life == 0) and state.skipped == 0
+
+
+def test_compiling_makes_one_graph_with_gradients_and_one_without(world, tmp_path, monkeypatch):
+    """Whole graphs (a break would make more), by dynamo alone: its backend is tested by those who make it."""
+    graphs, compile_ = [], torch.nn.Module.compile
+
+    def backend(graph, inputs):
+        graphs.append(graph)
+        return graph.forward
+
+    monkeypatch.setattr(torch.nn.Module, "compile", lambda self, **how: compile_(self, backend=backend, **how))
+    runs = [small_config(world, tmp_path / n, images=4, speed=Speed(compile=n == "b", workers=0)) for n in ("a", "b")]
+    totals = []
+    for config in runs:
+        loop.train(config)
+        totals.append([x["total"] for x in RunFolder(config.run).stats()])
+    assert len(graphs) == 2 and totals[0] == pytest.approx(totals[1], rel=1e-6)
+
+
+@posix
+def test_sigterm_to_one_of_two_processes_stops_both(world, tmp_path):
+    config = small_config(world, tmp_path / "run", images=24, keep=Keep(log=8))
+    train_in_two_processes(config, {"1": ("told to stop", 3)})
+    assert [p.name for p in RunFolder(config.run).checkpoints()] == ["checkpoint-00000008"]
+    loop.train(config)
+    assert RunFolder(config.run).latest().name == "checkpoint-00000024"
+
+
+def test_processes_that_see_different_checkpoints_are_stopped(world, tmp_path):
+    config = small_config(world, tmp_path / "run")
+    stream = loop.open_stream(config)
+    _, state = loop.start(config, RunFolder(config.run), stream, torch.device("cpu"))
+    for other, fits in ((0, True), (8, False)):
+        gather = lambda here, other=other: torch.cat([here, here + torch.tensor([[other, 0]])])  # noqa: E731
+        with nullcontext() if fits else pytest.raises(WPlusError, match="all machines share"):
+            loop.check_agreement(state, stream, SimpleNamespace(device="cpu", gather=gather))
 
 
 def test_stage_one_then_stage_two_then_export(world, tmp_path, capsys):

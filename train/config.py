@@ -73,6 +73,32 @@ class Keep:
 
 
 @dataclass(frozen=True)
+class Validate:
+    """What the run is judged by before its first step, then every so many images and at the end, with the averaged
+    weights: the loss on held-out data, and sheets of pictures in RUN/validation. Without data and identities, nothing.
+
+    data: prepared sets kept out of the training. images: of them, whose loss is taken. identities: files of codes, a
+    sheet each. prompts: the sheet's rows. edits: its columns, such as "smile=2 age=-1", "" for none. directions: files
+    or folders of them, for the edits. steps, guidance: of DDIM. seed: of the noise.
+    """
+
+    every: int = 32_000
+    data: tuple[Path, ...] = ()
+    images: int = 256
+    identities: tuple[Path, ...] = ()
+    prompts: tuple[str, ...] = ("a photo of a face",)
+    edits: tuple[str, ...] = ("",)
+    directions: tuple[Path, ...] = ()
+    steps: int = 50
+    guidance: float = 7.5
+    seed: int = 0
+
+    def __post_init__(self):
+        if min(self.every, self.images, len(self.prompts), len(self.edits)) < 1:
+            raise WPlusError(f"expected at least one image, prompt and edit to validate with (\"\" is no edit), {self}")
+
+
+@dataclass(frozen=True)
 class Track:
     """Where the curves of stats.jsonl go besides. to: tensorboard writes into RUN/tensorboard. project: its name."""
 
@@ -111,6 +137,7 @@ class Config:
     optim: Optim = field(default_factory=Optim)
     speed: Speed = field(default_factory=Speed)
     keep: Keep = field(default_factory=Keep)
+    validate: Validate = field(default_factory=Validate)
     track: Track = field(default_factory=Track)
 
     def __post_init__(self):
@@ -137,7 +164,7 @@ class Config:
 
 
 # What may differ between a run and its resumption: where things lie, how fast it goes, how long, what is kept.
-FREE = {"run", "base", "data", "adapter", "directions", "vae", "images", "speed", "track"}
+FREE = {"run", "base", "data", "adapter", "directions", "vae", "images", "speed", "validate", "track"}
 FREE |= {"keep.every", "keep.last", "keep.log", "keep.bad_steps"}
 
 

@@ -13,6 +13,7 @@ import math
 import os
 import signal
 import threading
+import time
 from collections.abc import Iterator
 from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass
@@ -37,6 +38,7 @@ from .model import Denoiser, load_unet, new_adapter, set_trainable
 from .objectives import Batch
 from .record import Record, check_trackers
 from .run_folder import RunFolder
+from .validation import Validation, open_validation
 
 log = logging.getLogger(__name__)
 
@@ -71,12 +73,15 @@ def train(config: Config) -> State:
     accelerator = new_accelerator(config)
     denoiser, state = start(config, run, stream, accelerator.device)
     check_agreement(state, stream, accelerator)
+    validation = open_validation(config, stream, accelerator.num_processes)
     model = accelerator.prepare_model(denoiser)
     if accelerator.is_main_process:
         save_yaml(config, run.path / "config.yaml")
         run.rewind_stats(state.images)
         run.rotate(config.keep.last)
     with Record(run, config, accelerator, state.images) as record, stop_signals() as stopping:
+        if validation and not run.validated(state.images) and config.due(state.images, config.validate.every):
+            validate(validation, denoiser, state, record)
         for micro_batches in steps(config, stream, state.images, accelerator):
             losses, norm = step(model, state, config, micro_batches, accelerator)
             state.images += config.batch
@@ -89,11 +94,19 @@ def train(config: Config) -> State:
             if stop or failed or config.due(state.images, config.keep.every):
                 with record.paused():
                     checkpoint(run, state, config, accelerator)
+            if validation and not (stop or failed) and config.due(state.images, config.validate.every):
+                validate(validation, denoiser, state, record)
             if failed:
                 raise WPlusError(bad_steps_message(run, state))
             if stop:
                 break
     return state
+
+
+def validate(validation: Validation, denoiser: Denoiser, state: State, record: Record):
+    with record.paused() as began:
+        losses, sheets = validation(denoiser.unet, state.ema, state.images, record.accelerator)
+        record.validation(state.images, losses, sheets, time.perf_counter() - began)
 
 
 def new_accelerator(config: Config) -> Accelerator:
@@ -206,7 +219,7 @@ def prepare_unet(denoiser: Denoiser, config: Config) -> Denoiser:
     if speed.channels_last:
         unet.to(memory_format=torch.channels_last)
     if speed.compile:
-        unet.compile()
+        unet.compile(dynamic=False)  # two shapes: with gradients, and the passes without
     return denoiser
 
 

@@ -47,6 +47,11 @@ class Objective:
     reg: float = 0.0
     min_snr: float = 0.0
 
+    @property
+    def names(self) -> tuple[str, ...]:
+        """Of its losses, in order."""
+        return "rec", *(k for k in ("disen", "reg") if getattr(self, k)), "total"
+
     def __call__(self, model: Model, batch: Batch) -> dict[str, Tensor]:
         """The losses by name: `rec`, those of `disen` and `reg` that have a weight, and `total`."""
         zt = add_noise(batch.z0, batch.noise, batch.t)

@@ -74,18 +74,20 @@ class Record:
             self.run.append({"images": images} | values)
             self.accelerator.log(values, step=images)
 
-    def pictures(self, images: int, sheets: dict[str, Path]):
-        """PNG files for the trackers that show pictures."""
+    def validation(self, images: int, losses: dict[str, float], sheets: dict[str, Path], seconds: float):
+        """A line of its own, and the sheets (PNG files by name) for the trackers that show pictures."""
+        values = losses | {"s": round(seconds, 1)}
+        self.line(images, {f"validation/{k}": x for k, x in values.items()})
         for tracker in self.accelerator.trackers:
             for name, path in sheets.items():
                 with Image.open(path) as sheet:
                     show(tracker, f"validation/{name}", sheet.convert("RGB"), images)
 
     @contextmanager
-    def paused(self) -> Iterator[None]:
-        """What takes time but trains nothing is left out of images_per_s."""
+    def paused(self) -> Iterator[float]:
+        """What takes time but trains nothing is left out of images_per_s; gives the time when it began."""
         began = time.perf_counter()
-        yield
+        yield began
         self.began += time.perf_counter() - began
 
 

@@ -89,6 +89,10 @@ class RunFolder:
                 log.warning("%s: an unfinished line is left out", path)
         return lines
 
+    def validated(self, images: int) -> bool:
+        """Whether the validation after so many images was finished."""
+        return any(x["images"] == images and "validation/s" in x for x in self.stats())
+
     def rewind_stats(self, images: int):
         """Forget the lines after the checkpoint that the run resumes from: they will come again."""
         lines = [x for x in self.stats() if x["images"] <= images]
