@@ -187,7 +187,7 @@ def test_a_fault_is_found_before_the_first_step(world, settings, tmp_path, monke
 def test_a_base_without_vae_is_said_at_the_start(world, settings, tmp_path, monkeypatch):
     bare = small_world(tmp_path)
     monkeypatch.setattr(loop, "step", None)
-    with pytest.raises(FileError, match="leave out --validate.identities"):
+    with pytest.raises(FileError, match="text encoder.*leave out --validate.identities"):
         loop.train(small_config(bare, tmp_path / "run", validate=settings))
 
 

@@ -79,7 +79,8 @@ class Validate:
 
     data: prepared sets kept out of the training. images: of them, whose loss is taken. identities: files of codes, a
     sheet each. prompts: the sheet's rows. edits: its columns, such as "smile=2 age=-1", "" for none. directions: files
-    or folders of them, for the edits. steps, guidance: of DDIM. seed: of the noise.
+    or folders of them, for the edits. tokenizer: CLIP's, if the base is a single file. steps, guidance: of DDIM. seed:
+    of the noise.
     """
 
     every: int = 32_000
@@ -89,6 +90,7 @@ class Validate:
     prompts: tuple[str, ...] = ("a photo of a face",)
     edits: tuple[str, ...] = ("",)
     directions: tuple[Path, ...] = ()
+    tokenizer: Path | None = None
     steps: int = 50
     guidance: float = 7.5
     seed: int = 0
@@ -115,7 +117,7 @@ class Config:
     2, for the record. adapter: weights to start from, in any form; without it a new one. train_mapping: stage I, and
     the paper's one-stage ablation. parallel: its "PCA" ablation. images: length of the training. batch: images per
     optimiser step, all processes together. directions: a file of them, for that augmentation. vae: instead of the
-    base's, for data sets that are pictures.
+    base's, for data sets that are pictures, and for those that validation draws.
     """
 
     run: Path

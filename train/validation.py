@@ -28,11 +28,12 @@ from ..wplus_core.files import write_whole
 from ..wplus_core.sheets import grid
 from .base import load_text_encoder, load_vae
 from .config import Config, Validate
-from .data import Prepared, Stream
+from .data import Prepared, Stream, encode
 from .draws import Dropout
 from .model import Denoiser
-from .objectives import Batch
 from .sampling import Sampling, decode, noise, sample
+
+INSTEAD = "without VAE, text encoder and tokenizer there are no pictures: leave out --validate.identities"
 
 
 @dataclass(frozen=True)
@@ -41,13 +42,14 @@ class HeldOut:
 
     stream: Stream
     config: Config
+    vae: AutoencoderKL | None
 
     def __call__(self, model: Denoiser, accelerator: Accelerator) -> dict[str, float]:
         micro, images = self.config.micro(accelerator.num_processes), self.config.validate.images
         sums: dict[str, Tensor] = {}
         for first in range(micro * accelerator.process_index, images, micro * accelerator.num_processes):
             rows = default_collate([self.stream[n] for n in range(first, min(first + micro, images))])
-            batch = Batch(*(x.to(accelerator.device) for x in rows))
+            batch = encode(rows, accelerator.device, self.vae)
             for k, x in self.config.objective(model, batch).items():
                 sums[k] = sums.get(k, 0) + x * len(batch.z0)
         names = self.config.objective.names
@@ -116,12 +118,13 @@ class Validation:
     folder: Path
     held_out: HeldOut | None
     sheets: Sheets | None
+    vae: AutoencoderKL | None
 
     @torch.no_grad()
     def __call__(
         self, unet: UNet2DConditionModel, adapter: WPlusAdapter, images: int, accelerator: Accelerator
     ) -> tuple[dict[str, float], dict[str, Path]]:
-        with uncompiled():
+        with uncompiled(), lent(self.vae, accelerator.device):
             losses = self.held_out(Denoiser(unet, adapter), accelerator) if self.held_out else {}
             sheets = self.draw_sheets(unet, adapter, images, accelerator) if self.sheets else {}
         return losses, sheets
@@ -131,44 +134,50 @@ class Validation:
     ) -> dict[str, Path]:
         """Each process draws its share of the people."""
         paths = {p.name: self.sheets.path(self.folder, images, p) for p in self.sheets.people}
-        self.sheets.vae.to(unet.device)
         for person in self.sheets.people[accelerator.process_index :: accelerator.num_processes]:
             sheet = self.sheets.sheet(self.sheets.draw(person, unet, adapter))
             write_whole(paths[person.name], partial(sheet.save, format="PNG"))
-        self.sheets.vae.to("cpu")
         accelerator.wait_for_everyone()
         return paths
 
 
 def open_validation(config: Config, stream: Stream, processes: int) -> Validation | None:
     """All that validating needs, loaded and checked before the training begins; None if nothing is asked for."""
-    held_out = open_held_out(config, stream) if config.validate.data else None
-    sheets = open_sheets(config, stream, config.micro(processes)) if config.validate.identities else None
-    return Validation(config.run / "validation", held_out, sheets) if held_out or sheets else None
-
-
-def open_held_out(config: Config, stream: Stream) -> HeldOut:
     v = config.validate
+    held_out = held_out_stream(config, stream) if v.data else None
+    vae = validation_vae(config) if v.identities or (held_out and held_out.online) else None
+    sheets = open_sheets(config, stream, vae, config.micro(processes)) if v.identities else None
+    losses = HeldOut(held_out, config, vae) if held_out else None
+    return Validation(config.run / "validation", losses, sheets, vae) if losses or sheets else None
+
+
+def held_out_stream(config: Config, stream: Stream) -> Stream:
+    v, nothing = config.validate, Dropout(0.0, 0.0, 0.0)
     sources = [Prepared(folder) for folder in v.data]
-    nothing = Dropout(0.0, 0.0, 0.0)
     held_out = Stream(sources, v.seed, config.batch, (), nothing, config.augment, stream.directions)
     held_out.check(face=bool(config.objective.disen))
     layers, expected = sources[0].index.w_layers, stream.sources[0].index.w_layers
     if layers != expected:
         raise FileError(v.data[0], f"has codes of {layers} layers, the training data {expected}", "Choose other data")
-    return HeldOut(held_out, config)
+    return held_out
 
 
-def open_sheets(config: Config, stream: Stream, batch: int) -> Sheets:
+def validation_vae(config: Config) -> AutoencoderKL:
+    try:
+        return load_vae(config.vae or config.base)
+    except FileError as e:
+        raise FileError(e.path, e.problem, f"{e.remedy}; {INSTEAD}") from e
+
+
+def open_sheets(config: Config, stream: Stream, vae: AutoencoderKL, batch: int) -> Sheets:
     v, index = config.validate, stream.sources[0].index
     people = tuple(person for file in v.identities for person in people_of(file, index.w_layers))
     known = load_collection(*v.directions) if v.directions else Collection()
     edits = tuple(parse_edits(text, known) for text in v.edits)
     try:
-        vae, text = load_vae(config.base), load_text_encoder(config.base)(("", *v.prompts))
+        text = load_text_encoder(config.base, tokenizer=v.tokenizer)(("", *v.prompts))
     except FileError as e:
-        remedy = f"{e.remedy}, or leave out --validate.identities: its pictures need the VAE and the text encoder"
-        raise FileError(e.path, e.problem, remedy) from e
+        raise FileError(e.path, e.problem, f"{e.remedy}; {INSTEAD}") from e
     sheets = Sheets(v, people, edits, text, vae, index.latent_size, batch)
     sheets.check()
     return sheets
@@ -190,3 +199,14 @@ def uncompiled() -> Iterator[None]:
     """Validation's many shapes would each compile the UNet again, and drive the training's out of the cache."""
     with torch.compiler.set_stance("force_eager"):
         yield
+
+
+@contextmanager
+def lent(vae: AutoencoderKL | None, device: torch.device) -> Iterator[None]:
+    """The VAE is on the device only while it is needed."""
+    if vae is None:
+        yield
+        return
+    vae.to(device)
+    yield
+    vae.to("cpu")
