@@ -106,6 +106,10 @@ def test_validation_changes_nothing_and_a_run_killed_in_it_makes_it_again(world,
         assert (whole.run / "validation" / name).read_bytes() == (killed.run / "validation" / name).read_bytes()
     loop.train(killed)
     assert len(validated(killed.run)) == 3
+    denoiser, state, v = open_at_start(whole)
+    accelerator = loop.new_accelerator(whole)
+    averaged, raw = (v(denoiser.unet, a, 99, accelerator)[0]["total"] for a in (state.ema, state.adapter))
+    assert averaged == pytest.approx(validated(whole.run)[-1]["validation/total"], rel=1e-6) != raw
 
 
 def open_at_start(config):
