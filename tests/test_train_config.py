@@ -1,6 +1,7 @@
 """Settings: presets hold the paper's values, YAML and the command line agree, faults are named."""
 
 import json
+from pathlib import Path
 
 import pytest
 import tyro
@@ -24,6 +25,17 @@ def test_stage_two_is_the_papers():
     assert (c.stage, c.train_mapping, c.batch, c.parallel) == (2, False, 16, False)
     assert (c.objective.disen, c.objective.reg) == (1.5, 1.0)
     assert c.augment.kinds == ("shuffle", "noise", "both")
+
+
+@pytest.mark.parametrize("name", ["stage1", "stage2"])
+def test_a_stage_validates_as_the_paper_samples_once_files_are_given(name):
+    c = preset(name)
+    assert (c.validate.steps, c.validate.guidance, c.track.to) == (50, 7.5, ("tensorboard",))
+    assert c.validate.data == c.validate.identities == () and c.validate.every % c.keep.every == 0
+    given = ["--validate.identities", "a.pth", "b.pth", "--validate.edits", "", "smile=2", "--track.to", "wandb"]
+    c, _ = parse(name, [*GIVEN, "--adapter", "one.safetensors", *given])
+    assert c.validate.identities == (Path("a.pth"), Path("b.pth")) and c.validate.edits == ("", "smile=2")
+    assert c.track.to == ("wandb",) and parse(name, [*GIVEN, "--adapter", "x", "--track.to"])[0].track.to == ()
 
 
 def test_stage_two_needs_stage_ones_weights_or_says_one_stage():
@@ -63,6 +75,8 @@ def test_a_yaml_file_of_ones_own_is_a_preset(tmp_path):
         ("optim: 3", "of optim"),
         ("stage: 3", "stage must be one of"),
         ("augment: {kinds: [flip]}", "flip"),
+        ("track: {to: [tensorbord]}", "tensorboard"),
+        ("validate: {prompts: []}", "at least one image, prompt"),
         ("a: [", "no readable YAML"),
     ],
 )
@@ -100,7 +114,7 @@ def test_a_run_goes_on_with_its_own_settings():
     c, _ = parse("smoke", GIVEN)
     faster, _ = parse("smoke", [*GIVEN, "--speed.workers", "3", "--images", "32", "--keep.last", "1"])
     check_resumable(c, faster)
-    other, _ = parse("smoke", [*GIVEN, "--seed", "1", "--objective.reg", "2"])
+    other, _ = parse("smoke", [*GIVEN, "--seed", "1", "--objective.reg", "2", "--validate.steps", "9"])
     with pytest.raises(WPlusError, match=r"seed: 0 -> 1, objective.reg: 1.0 -> 2"):
         check_resumable(c, other)
 

@@ -3,9 +3,12 @@
 import copy
 import json
 import os
+import shutil
 import signal
 import sys
+from contextlib import nullcontext
 from dataclasses import replace
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -16,12 +19,15 @@ from comfyui_wplus.train.config import Keep, Optim, Speed, load_yaml
 from comfyui_wplus.train.data import Prepared
 from comfyui_wplus.train.export import export
 from comfyui_wplus.train.objectives import Objective
+from comfyui_wplus.train.record import Record
 from comfyui_wplus.train.run_folder import RunFolder
 from comfyui_wplus.wplus_core.checkpoints import load_adapter
 from comfyui_wplus.wplus_core.errors import FileError, WPlusError
 from comfyui_wplus.wplus_core.files import read
 from safetensors.torch import load_file, save_file
+from torch.utils._python_dispatch import TorchDispatchMode
 from training import (
+    everything,
     exit_code,
     small_config,
     small_dataset,
@@ -46,17 +52,6 @@ def whole(world, tmp_path_factory):
     config = small_config(world, tmp_path_factory.mktemp("runs") / "whole")
     assert exit_code(start_process(train_and_die, config)) == 0
     return config
-
-
-def everything(run, images):
-    """All tensors of a checkpoint, and the statistics but for the clock."""
-    folder = RunFolder(run).checkpoint(images)
-    optimizer = torch.load(folder / "optimizer.pt", weights_only=True)["optimizer"]["state"]
-    tensors = {f"{i}.{k}": x for i, moments in optimizer.items() for k, x in moments.items()}
-    for name in ("adapter", "ema"):
-        tensors |= {f"{name}.{k}": x for k, x in load_file(folder / f"{name}.safetensors").items()}
-    lines = [{k: v for k, v in x.items() if k != "images_per_s"} for x in RunFolder(run).stats()]
-    return tensors, lines
 
 
 def assert_same_run(a, b, images=24):
@@ -203,11 +198,64 @@ def test_a_skipped_step_changes_nothing(world, tmp_path):
     assert not torch.equal(before[0]["layers.0.to_q.weight"], state.adapter.layers[0].to_q.weight)
 
 
+@pytest.mark.parametrize("name", ["adapter.safetensors", "ema.safetensors", "optimizer.pt", "state.json"])
+def test_a_damaged_checkpoint_is_named_with_what_to_do(world, whole, tmp_path, name):
+    config = replace(whole, run=tmp_path / "run")
+    shutil.copytree(whole.run, config.run)
+    file = config.run / "checkpoint-00000024" / name
+    file.write_bytes(file.read_bytes()[: file.stat().st_size // 2])
+    with pytest.raises(FileError, match="checkpoint-00000024: damaged.*Delete it.*from checkpoint-00000016"):
+        loop.train(config)
+    shutil.rmtree(file.parent)
+    loop.train(config)
+    assert_same_run(config.run, whole.run)
+
+
+class HostReads(TorchDispatchMode):
+    """Counts what would make the host wait for a GPU: reading a value, or a shape that depends on values."""
+
+    def __init__(self):
+        super().__init__()
+        self.seen = []
+
+    def __torch_dispatch__(self, op, types, args=(), kwargs=None):
+        if op in (torch.ops.aten._local_scalar_dense.default, torch.ops.aten.nonzero.default):
+            self.seen.append(op)
+        return op(*args, **(kwargs or {}))
+
+
+def test_a_step_reads_nothing_from_the_device(world, tmp_path):
+    config = small_config(world, tmp_path / "run", images=2, objective=Objective(disen=1.5, reg=1.0, min_snr=5.0))
+    stream = loop.open_stream(config)
+    denoiser, state = loop.start(config, RunFolder(config.run), stream, torch.device("cpu"))
+    accelerator = Accelerator(cpu=True)
+    batches = [loop.Batch(*(x[None] for x in stream[n])) for n in (0, 1)]
+    with Record(RunFolder(config.run), config, accelerator, 0) as record, HostReads() as reads:
+        record.add(*loop.step(denoiser, state, config, batches, accelerator))
+        assert reads.seen == []
+        state.skipped.item()
+        assert len(reads.seen) == 1
+
+
+def test_every_lowering_of_the_fp16_scale_is_a_skipped_step(world, tmp_path):
+    config = small_config(world, tmp_path / "run", speed=Speed(precision="fp16", workers=0))
+    stream = loop.open_stream(config)
+    denoiser, state = loop.start(config, RunFolder(config.run), stream, torch.device("cpu"))
+    batch, accelerator = loop.Batch(*(x[None] for x in stream[0])), Accelerator(cpu=True)
+    state.scaler = torch.amp.GradScaler("cpu", init_scale=2.0**40)
+    for _ in range(2):
+        loop.step(denoiser, state, config, [batch], accelerator)
+    assert (state.skipped, state.bad_in_a_row, state.scaler.get_scale()) == (2, 2, 2.0**38)
+    state.scaler = torch.amp.GradScaler("cpu", init_scale=2.0**8)
+    loop.step(denoiser, state, config, [batch], accelerator)
+    assert (state.skipped, state.bad_in_a_row, state.scaler.get_scale()) == (2, 0, 2.0**8)
+
+
 def test_too_many_bad_steps_stop_the_run_at_its_last_good_state(world, tmp_path):
     folder = small_dataset(tmp_path / "rotten", count=4)
     shard = load_file(folder / "shard-00000.safetensors")
     save_file(shard | {"latents": shard["latents"] / 0}, folder / "shard-00000.safetensors")
-    config = small_config({**world, "data": (folder,)}, tmp_path / "run", keep=Keep(bad_steps=3))
+    config = small_config({**world, "data": (folder,)}, tmp_path / "run", keep=Keep(bad_steps=3, log=2))
     with pytest.raises(WPlusError, match="3 steps in a row"):
         loop.train(config)
     saved = load_adapter(RunFolder(config.run).checkpoint(6) / "adapter.safetensors")
@@ -248,10 +296,10 @@ def test_the_moving_average_has_its_half_life(world, tmp_path):
         p.fill_(1)
     state.images = 10_000
     for expected in (0.5**0.5, 0.5):
-        loop.update_ema(state, config)
+        loop.update_ema(state, config, torch.tensor(True))
         torch.testing.assert_close(state.ema.layers[0].to_q.weight.mean(), torch.tensor(expected))
     state.images = 0
-    loop.update_ema(state, config)
+    loop.update_ema(state, config, torch.tensor(True))
     assert state.ema.layers[0].to_q.weight.count_nonzero() == 0
 
 
@@ -275,6 +323,42 @@ def test_every_way_of_training_trains(world, tmp_path, changes):
     raw, average = (load_adapter(RunFolder(config.run).latest() / f"{n}.safetensors") for n in ("adapter", "ema"))
     same = torch.equal(raw.layers[0].to_q.weight, average.layers[0].to_q.weight)
     assert same == (config.keep.ema_half_life == 0) and state.skipped == 0
+
+
+def test_compiling_makes_one_graph_with_gradients_and_one_without(world, tmp_path, monkeypatch):
+    """Whole graphs (a break would make more), by dynamo alone: its backend is tested by those who make it."""
+    graphs, compile_ = [], torch.nn.Module.compile
+
+    def backend(graph, inputs):
+        graphs.append(graph)
+        return graph.forward
+
+    monkeypatch.setattr(torch.nn.Module, "compile", lambda self, **how: compile_(self, backend=backend, **how))
+    runs = [small_config(world, tmp_path / n, images=4, speed=Speed(compile=n == "b", workers=0)) for n in ("a", "b")]
+    totals = []
+    for config in runs:
+        loop.train(config)
+        totals.append([x["total"] for x in RunFolder(config.run).stats()])
+    assert len(graphs) == 2 and totals[0] == pytest.approx(totals[1], rel=1e-6)
+
+
+@posix
+def test_sigterm_to_one_of_two_processes_stops_both(world, tmp_path):
+    config = small_config(world, tmp_path / "run", images=24, keep=Keep(log=8))
+    train_in_two_processes(config, {"1": ("told to stop", 3)})
+    assert [p.name for p in RunFolder(config.run).checkpoints()] == ["checkpoint-00000008"]
+    loop.train(config)
+    assert RunFolder(config.run).latest().name == "checkpoint-00000024"
+
+
+def test_processes_that_see_different_checkpoints_are_stopped(world, tmp_path):
+    config = small_config(world, tmp_path / "run")
+    stream = loop.open_stream(config)
+    _, state = loop.start(config, RunFolder(config.run), stream, torch.device("cpu"))
+    for other, fits in ((0, True), (8, False)):
+        gather = lambda here, other=other: torch.cat([here, here + torch.tensor([[other, 0]])])  # noqa: E731
+        with nullcontext() if fits else pytest.raises(WPlusError, match="all machines share"):
+            loop.check_agreement(state, stream, SimpleNamespace(device="cpu", gather=gather))
 
 
 def test_stage_one_then_stage_two_then_export(world, tmp_path, capsys):

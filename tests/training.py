@@ -10,10 +10,12 @@ from pathlib import Path
 
 import torch
 from comfyui_wplus.train import loop
-from comfyui_wplus.train.config import Config, Keep, Optim, Speed
+from comfyui_wplus.train.config import Config, Keep, Optim, Speed, Track
 from comfyui_wplus.train.data import write_dataset
 from comfyui_wplus.train.objectives import Objective
+from comfyui_wplus.train.run_folder import RunFolder
 from diffusers import UNet2DConditionModel
+from safetensors.torch import load_file
 
 LAYERS, SIZE = 4, 16
 
@@ -63,8 +65,20 @@ def small_config(world: dict, run: Path, **changes) -> Config:
         optim=Optim(lr=1e-3, warmup=6, schedule="cosine"),
         speed=Speed(micro_batch=1, workers=0),
         keep=Keep(every=8, last=2, log=2, ema_half_life=12),
+        track=Track(to=()),
     )
     return Config(run=run, **world, **{**settings, **changes})
+
+
+def everything(run, images):
+    """All tensors of a checkpoint, and the statistics but for the clock."""
+    folder = RunFolder(run).checkpoint(images)
+    optimizer = torch.load(folder / "optimizer.pt", weights_only=True)["optimizer"]["state"]
+    tensors = {f"{i}.{k}": x for i, moments in optimizer.items() for k, x in moments.items()}
+    for name in ("adapter", "ema"):
+        tensors |= {f"{name}.{k}": x for k, x in load_file(folder / f"{name}.safetensors").items()}
+    lines = [{k: v for k, v in x.items() if k != "images_per_s"} for x in RunFolder(run).stats()]
+    return tensors, lines
 
 
 def die():
@@ -105,6 +119,7 @@ DEATHS = {
     "before a checkpoint gets its name": lambda n: at_call(Path, "rename", n, lambda *args: die()),
     "after a checkpoint got its name": lambda n: at_call(Path, "rename", n, lambda *args: die(), after=True),
     "while an old checkpoint is deleted": lambda n: at_call(shutil, "rmtree", n, half_deleted),
+    "told to stop": lambda n: at_call(loop, "step", n, lambda *args: os.kill(os.getpid(), signal.SIGTERM)),
 }
 
 
@@ -115,8 +130,10 @@ def train_and_die(config: Config, death: str | None = None, number: int = 1):
     loop.train(config)
 
 
-def train_as(config: Config, environment: dict[str, str]):
+def train_as(config: Config, environment: dict[str, str], death: tuple[str, int] | None = None):
     torch.set_num_threads(1)
+    if death:
+        DEATHS[death[0]](death[1])
     os.environ.update(environment)
     loop.train(config)
     assert torch.distributed.get_world_size() == int(environment["WORLD_SIZE"])
@@ -140,12 +157,13 @@ def exit_code(process: multiprocessing.Process, seconds: float = 120) -> int:
     return process.exitcode
 
 
-def train_in_two_processes(config: Config):
-    """Under gloo on the CPU, with the environment that `accelerate launch` gives."""
+def train_in_two_processes(config: Config, deaths: dict[str, tuple[str, int]] | None = None):
+    """Under gloo on the CPU, with the environment that `accelerate launch` gives. deaths: by rank."""
     with socket.socket() as s:
         s.bind(("127.0.0.1", 0))
         port = s.getsockname()[1]
     shared = {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port), "WORLD_SIZE": "2", "LOCAL_WORLD_SIZE": "2"}
     shared |= {"ACCELERATE_USE_CPU": "true", "OMP_NUM_THREADS": "1"}
-    ranks = [start_process(train_as, config, shared | {"RANK": r, "LOCAL_RANK": r}) for r in "01"]
+    deaths = deaths or {}
+    ranks = [start_process(train_as, config, shared | {"RANK": r, "LOCAL_RANK": r}, deaths.get(r)) for r in "01"]
     assert [exit_code(p) for p in ranks] == [0, 0]

@@ -5,11 +5,12 @@
     python -m comfyui_wplus.train stage2 --run runs/two --base sd15.safetensors --data data/wild --adapter one.safetensors
     accelerate launch -m comfyui_wplus.train stage1 --run runs/one --base stable-diffusion-v1-5/ --data data/ffhq data/synthetic
     python -m comfyui_wplus.train runs/one/config.yaml --images 3200000
+    python -m comfyui_wplus.train plot runs/one runs/two --out curves.png
     python -m comfyui_wplus.train export runs/one one.safetensors wplus_adapter.bin
     python -m comfyui_wplus.train evaluate wild --run runs/tables --base sd15/ --identities codes/ --adapters two.safetensors --directions w_directions/
 
-The first word is prepare (`prepare --help` says how), a preset (stage1, stage2, smoke), a YAML file of settings, export
-or evaluate. The same command again resumes.
+The first word is prepare (`prepare --help` says how), a preset (stage1, stage2, smoke), a YAML file of settings, plot,
+export or evaluate. The same command again resumes.
 --dry-run prints the settings and stops; `stage1 --help` lists them. Ctrl-C and SIGTERM save a checkpoint and stop.
 export writes our .safetensors or the reference's .bin, by the name's ending; --raw instead of the moving average.
 evaluate makes the paper's tables (wild: 1 and 3, aligned: 2) for given weights; `evaluate wild --help` lists its options.
@@ -19,10 +20,12 @@ Exits 1 if something is wrong with the input, 2 with the options.
 from __future__ import annotations
 
 import logging
+import os
 import sys
 from pathlib import Path
 from typing import Annotated
 
+import torch
 import tyro
 
 from ..wplus_core.errors import WPlusError
@@ -30,6 +33,7 @@ from .config import Config, preset, to_yaml
 from .evaluate_command import evaluate_command
 from .export import export
 from .loop import train
+from .plot import plot
 from .prepare import command
 
 
@@ -49,10 +53,16 @@ def parse(name: str, args: list[str]) -> tuple[Config, bool]:
 
 def run(name: str, args: list[str]):
     config, dry_run = parse(name, args)
-    print(to_yaml(config), end="", flush=True)
+    first = os.environ.get("RANK", "0") == "0"
+    if first:
+        print(to_yaml(config), end="", flush=True)
     if dry_run:
         return
     state = train(config)
+    if torch.distributed.is_initialized():
+        torch.distributed.destroy_process_group()
+    if not first:
+        return
     done = "done" if state.images >= config.images else "stopped, the same command resumes"
     print(f"{config.run}: {state.images} of {config.images} images, {done}")
 
@@ -76,6 +86,23 @@ def export_command(
         print(f"{file}: {export(run, file, raw, images)}")
 
 
+def plot_command(runs: Annotated[tuple[Path, ...], tyro.conf.Positional], /, out: Path | None = None):
+    """Draw the curves of runs, for comparing them or one alone.
+
+    Args:
+        runs: their folders.
+        out: the PNG file, by default curves.png in the first run's folder.
+    """
+    if not runs:
+        raise WPlusError("expected the folders of runs: plot RUN...")
+    file = out or runs[0] / "curves.png"
+    plot(runs, file)
+    print(file)
+
+
+COMMANDS = {"export": export_command, "plot": plot_command}
+
+
 def main(args: list[str]) -> int:
     logging.basicConfig(level=logging.INFO, format="%(message)s")
     if not args or args[0] in ("-h", "--help"):
@@ -86,8 +113,8 @@ def main(args: list[str]) -> int:
             return command(args[1:])
         if args[0] == "evaluate":
             return evaluate_command(args[1:])
-        if args[0] == "export":
-            tyro.cli(export_command, prog="python -m comfyui_wplus.train export", args=args[1:])
+        if args[0] in COMMANDS:
+            tyro.cli(COMMANDS[args[0]], prog=f"python -m comfyui_wplus.train {args[0]}", args=args[1:])
         else:
             run(args[0], args[1:])
     except WPlusError as e:

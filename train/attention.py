@@ -68,9 +68,15 @@ def cross_attention_channels(unet: UNet2DConditionModel) -> tuple[int, ...]:
 
 
 def install(unet: UNet2DConditionModel, parallel: bool = False):
-    """Replace the UNet's attention processors by ours; without `wplus` it stays the plain model, bit for bit."""
+    """Replace the UNet's attention processors by ours; without `wplus` it stays the plain model, bit for bit.
+
+    Those that are ours already stay: new ones would make torch.compile start again.
+    """
     names = cross_attention_names(unet)
     if not names or unet.config.cross_attention_dim != 768:
         raise WPlusError(f"expected an SD1.x UNet (context width 768), got width {unet.config.cross_attention_dim}")
+    ours = (isinstance(p, WPlusAttnProcessor) and p.parallel == parallel for p in unet.attn_processors.values())
+    if all(ours):
+        return
     layers = {name: i for i, name in enumerate(names)}
     unet.set_attn_processor({name: WPlusAttnProcessor(layers.get(name), parallel) for name in unet.attn_processors})

@@ -61,7 +61,8 @@ class Keep:
     """What is kept of the run, counted in images.
 
     every: between checkpoints. last: how many stay. log: between lines of stats.jsonl. ema_half_life: of the moving
-    average of the weights, 0 for none. bad_steps: stop after so many steps in a row whose gradient was not finite.
+    average of the weights, 0 for none. bad_steps: stop after so many steps in a row whose gradient was not finite,
+    which is looked at with each line of stats.jsonl.
     """
 
     every: int = 16_000
@@ -69,6 +70,42 @@ class Keep:
     log: int = 160
     ema_half_life: int = 100_000
     bad_steps: int = 20
+
+
+@dataclass(frozen=True)
+class Validate:
+    """What the run is judged by before its first step, then every so many images and at the end, with the averaged
+    weights: the loss on held-out data, and sheets of pictures in RUN/validation. Without data and identities, nothing.
+
+    data: prepared sets kept out of the training. images: of them, whose loss is taken. identities: files of codes, a
+    sheet each. prompts: the sheet's rows. edits: its columns, such as "smile=2 age=-1", "" for none. directions: files
+    or folders of them, for the edits. tokenizer: CLIP's, if the base is a single file. steps, guidance: of DDIM. seed:
+    of the noise.
+    """
+
+    every: int = 32_000
+    data: tuple[Path, ...] = ()
+    images: int = 256
+    identities: tuple[Path, ...] = ()
+    prompts: tuple[str, ...] = ("a photo of a face",)
+    edits: tuple[str, ...] = ("",)
+    directions: tuple[Path, ...] = ()
+    tokenizer: Path | None = None
+    steps: int = 50
+    guidance: float = 7.5
+    seed: int = 0
+
+    def __post_init__(self):
+        if min(self.every, self.images, len(self.prompts), len(self.edits)) < 1:
+            raise WPlusError(f"expected at least one image, prompt and edit to validate with (\"\" is no edit), {self}")
+
+
+@dataclass(frozen=True)
+class Track:
+    """Where the curves of stats.jsonl go besides. to: tensorboard writes into RUN/tensorboard. project: its name."""
+
+    to: tuple[Literal["tensorboard", "wandb", "trackio"], ...] = ("tensorboard",)
+    project: str = "wplus"
 
 
 @dataclass(frozen=True)
@@ -80,7 +117,7 @@ class Config:
     2, for the record. adapter: weights to start from, in any form; without it a new one. train_mapping: stage I, and
     the paper's one-stage ablation. parallel: its "PCA" ablation. images: length of the training. batch: images per
     optimiser step, all processes together. directions: a file of them, for that augmentation. vae: instead of the
-    base's, for data sets that are pictures.
+    base's, for data sets that are pictures, and for those that validation draws.
     """
 
     run: Path
@@ -102,6 +139,8 @@ class Config:
     optim: Optim = field(default_factory=Optim)
     speed: Speed = field(default_factory=Speed)
     keep: Keep = field(default_factory=Keep)
+    validate: Validate = field(default_factory=Validate)
+    track: Track = field(default_factory=Track)
 
     def __post_init__(self):
         if tyro.MISSING_NONPROP in vars(self).values() or tyro.MISSING in vars(self).values():
@@ -121,9 +160,13 @@ class Config:
             raise WPlusError(f"a batch of {self.batch} cannot be split over {processes} processes, {micro} at a time")
         return micro
 
+    def due(self, images: int, every: int) -> bool:
+        """Whether what is done every so many images is due after a step, as it is after the last one."""
+        return images % every < self.batch or images >= self.images
+
 
 # What may differ between a run and its resumption: where things lie, how fast it goes, how long, what is kept.
-FREE = {"run", "base", "data", "adapter", "directions", "vae", "images", "speed"}
+FREE = {"run", "base", "data", "adapter", "directions", "vae", "images", "speed", "validate", "track"}
 FREE |= {"keep.every", "keep.last", "keep.log", "keep.bad_steps"}
 
 

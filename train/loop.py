@@ -26,7 +26,6 @@ from accelerate import Accelerator, DistributedDataParallelKwargs
 from diffusers import AutoencoderKL
 from torch import Tensor, nn
 from torch.utils.data import DataLoader
-from tqdm import tqdm
 
 from ..wplus_core.adapter import WPlusAdapter
 from ..wplus_core.checkpoints import load_adapter, save_adapter
@@ -37,7 +36,9 @@ from .config import Config, Optim, check_resumable, from_dict, save_yaml, to_dic
 from .data import Prepared, Rows, Stream, encode
 from .model import Denoiser, load_unet, new_adapter, set_trainable
 from .objectives import Batch
+from .record import Record, check_trackers
 from .run_folder import RunFolder
+from .validation import Validation, open_validation
 
 log = logging.getLogger(__name__)
 
@@ -47,42 +48,54 @@ EMA_RAMP = 0.05  # the average reaches back over at most this part of the traini
 
 @dataclass
 class State:
-    """What a training step changes. trained: the adapter's weights that have gradients, by name."""
+    """What a training step changes. trained: the adapter's weights that have gradients, by name.
+
+    skipped, bad_in_a_row: steps whose gradient was not finite, counted on the device.
+    """
 
     adapter: WPlusAdapter
     ema: WPlusAdapter
     trained: dict[str, nn.Parameter]
     optimizer: torch.optim.Optimizer
     scaler: torch.amp.GradScaler
+    skipped: Tensor
+    bad_in_a_row: Tensor
     images: int = 0
-    skipped: int = 0
-    bad_in_a_row: int = 0
 
 
 def train(config: Config) -> State:
-    """Train to `config.images`, from the run folder's last checkpoint if it has one; SIGTERM saves and returns."""
-    ddp = DistributedDataParallelKwargs(broadcast_buffers=False, gradient_as_bucket_view=True)
-    accelerator = Accelerator(mixed_precision="no", kwargs_handlers=[ddp])
-    check_processes(accelerator)
+    """Train to `config.images`, from the run folder's last checkpoint if it has one; SIGTERM saves and returns.
+
+    The host waits for the device only where a line of statistics, a checkpoint or a validation is due.
+    """
+    check_trackers(config.track)
     run, stream = RunFolder(config.run), open_stream(config)
+    accelerator = new_accelerator(config)
     denoiser, state = start(config, run, stream, accelerator.device)
+    check_agreement(state, stream, accelerator)
+    validation = open_validation(config, stream, accelerator.num_processes)
     model = accelerator.prepare_model(denoiser)
     if accelerator.is_main_process:
         save_yaml(config, run.path / "config.yaml")
         run.rewind_stats(state.images)
         run.rotate(config.keep.last)
-    record = Record(run, config.keep.log, accelerator)
-    progress = tqdm(total=config.images, initial=state.images, unit="img", disable=not accelerator.is_main_process)
-    with progress, stop_signals() as stopping:
+    with Record(run, config, accelerator, state.images) as record, stop_signals() as stopping:
+        if validation and not run.validated(state.images) and config.due(state.images, config.validate.every):
+            validate(validation, denoiser, state, record)
         for micro_batches in steps(config, stream, state.images, accelerator):
             losses, norm = step(model, state, config, micro_batches, accelerator)
             state.images += config.batch
-            progress.update(config.batch)
-            record.add(losses, norm, state, config)
-            stop = agreed(stopping.is_set(), accelerator)
-            failed = state.bad_in_a_row >= config.keep.bad_steps
-            if stop or failed or state.images % config.keep.every < config.batch or state.images >= config.images:
-                checkpoint(run, state, config, accelerator)
+            record.add(losses, norm)
+            look = config.due(state.images, config.keep.log)
+            if look:
+                record.write(state)
+            stop = agreed(stopping.is_set(), look, accelerator)
+            failed = look and bool(state.bad_in_a_row >= config.keep.bad_steps)
+            if stop or failed or config.due(state.images, config.keep.every):
+                with record.paused():
+                    checkpoint(run, state, config, accelerator)
+            if validation and not (stop or failed) and config.due(state.images, config.validate.every):
+                validate(validation, denoiser, state, record)
             if failed:
                 raise WPlusError(bad_steps_message(run, state))
             if stop:
@@ -90,10 +103,32 @@ def train(config: Config) -> State:
     return state
 
 
+def validate(validation: Validation, denoiser: Denoiser, state: State, record: Record):
+    with record.paused() as began:
+        losses, sheets = validation(denoiser.unet, state.ema, state.images, record.accelerator)
+        record.validation(state.images, losses, sheets, time.perf_counter() - began)
+
+
+def new_accelerator(config: Config) -> Accelerator:
+    ddp = DistributedDataParallelKwargs(broadcast_buffers=False, gradient_as_bucket_view=True)
+    accelerator = Accelerator(
+        mixed_precision="no",
+        kwargs_handlers=[ddp],
+        log_with=list(config.track.to) or None,
+        project_dir=config.run / "tensorboard",
+    )
+    check_processes(accelerator)
+    torch.backends.cudnn.benchmark = True  # every step has the same shapes
+    return accelerator
+
+
 def step(
     model: nn.Module, state: State, config: Config, micro_batches: list[Batch], accelerator: Accelerator
-) -> tuple[dict[str, Tensor], float]:
-    """One optimiser step on a batch, given in parts; a gradient that is not finite is skipped and counted."""
+) -> tuple[dict[str, Tensor], Tensor]:
+    """One optimiser step on a batch, given in parts: the losses and the gradient's norm, both on the device.
+
+    A gradient that is not finite is skipped and counted, which the device decides by itself.
+    """
     sums: dict[str, Tensor] = {}
     for i, batch in enumerate(micro_batches):
         last = i == len(micro_batches) - 1
@@ -102,28 +137,30 @@ def step(
             state.scaler.scale(losses["total"] / len(micro_batches)).backward()
         sums = {k: sums.get(k, 0) + x.detach() / len(micro_batches) for k, x in losses.items()}
     state.scaler.unscale_(state.optimizer)
-    norm = nn.utils.clip_grad_norm_(list(state.trained.values()), config.optim.clip or math.inf).item()
-    if math.isfinite(norm):
-        set_lr(state.optimizer, config.optim.lr_at(state.images, config.images))
-        state.scaler.step(state.optimizer)
-        update_ema(state, config)
-        state.bad_in_a_row = 0
-    else:
-        state.bad_in_a_row += 1
-        state.skipped += 1
+    norm = nn.utils.clip_grad_norm_(list(state.trained.values()), config.optim.clip or math.inf)
+    bad = ~norm.isfinite()
+    set_lr(state.optimizer, config.optim.lr_at(state.images, config.images))
+    state.optimizer.found_inf = bad.float()  # where it is 1, fused AdamW leaves weights, moments and step count alone
+    state.optimizer.step()
+    update_ema(state, config, ~bad)
+    state.skipped = state.skipped + bad
+    state.bad_in_a_row = (state.bad_in_a_row + 1) * bad
     state.scaler.update()
     state.optimizer.zero_grad(set_to_none=True)
     return sums, norm
 
 
 @torch.no_grad()
-def update_ema(state: State, config: Config):
-    """The average's weight of the past halves every `ema_half_life` images, sooner at the beginning."""
+def update_ema(state: State, config: Config, good: Tensor):
+    """The average's weight of the past halves every `ema_half_life` images, sooner at the beginning.
+
+    good: whether the step was made; otherwise the average stays.
+    """
     half_life = min(config.keep.ema_half_life, EMA_RAMP * state.images)
     keep = 0.5 ** (config.batch / half_life) if half_life else 0.0
-    average = dict(state.ema.named_parameters())
+    average, weight = dict(state.ema.named_parameters()), (1 - keep) * good
     for name, p in state.trained.items():
-        average[name].lerp_(p, 1 - keep)
+        average[name].lerp_(p, weight)
 
 
 def set_lr(optimizer: torch.optim.Optimizer, lr: float):
@@ -133,21 +170,23 @@ def set_lr(optimizer: torch.optim.Optimizer, lr: float):
 
 def start(config: Config, run: RunFolder, stream: Stream, device: torch.device) -> tuple[Denoiser, State]:
     """The model, and the state at the run's last checkpoint or at the beginning."""
-    saved = run.latest()
-    info = load_info(saved) if saved else {}
+    saved = load_checkpoint(run)
     if saved:
-        check_resumable(from_dict(Config, info.pop("config")), config)
+        check_resumable(from_dict(Config, saved.info["config"]), config)
     unet = load_unet(config.base, DTYPES[config.speed.precision])
-    adapter = first_adapter(config, unet, stream) if saved is None else owned(saved / "adapter.safetensors")
+    adapter = saved.adapter if saved else first_adapter(config, unet, stream)
     denoiser = prepare_unet(Denoiser(unet, adapter), config).to(device)
     trained = set_trainable(adapter, config.train_mapping)
-    ema = copy.deepcopy(adapter) if saved is None else owned(saved / "ema.safetensors").to(device)
-    ema.requires_grad_(False)
-    optimizer = new_optimizer(trained, config.optim, device)
+    ema = (saved.ema.to(device) if saved else copy.deepcopy(adapter)).requires_grad_(False)
+    optimizer = new_optimizer(trained, config.optim)
     scaler = torch.amp.GradScaler(device.type, enabled=config.speed.precision == "fp16")
-    state = State(adapter, ema, trained, optimizer, scaler, **info)
+    info = saved.info if saved else {"images": 0, "skipped": 0, "bad_in_a_row": 0}
+    counts = (torch.tensor(info[k], device=device) for k in ("skipped", "bad_in_a_row"))
+    state = State(adapter, ema, trained, optimizer, scaler, *counts, images=info["images"])
     if saved:
-        load_optimizer(saved / "optimizer.pt", state)
+        optimizer.load_state_dict(saved.optimizer)  # which moves it to the weights' device
+        if saved.scaler:
+            scaler.load_state_dict(saved.scaler)
     return denoiser, state
 
 
@@ -180,17 +219,17 @@ def prepare_unet(denoiser: Denoiser, config: Config) -> Denoiser:
     if speed.channels_last:
         unet.to(memory_format=torch.channels_last)
     if speed.compile:
-        unet.compile()
+        unet.compile(dynamic=False)  # two shapes: with gradients, and the passes without
     return denoiser
 
 
-def new_optimizer(trained: dict[str, nn.Parameter], optim: Optim, device: torch.device) -> torch.optim.AdamW:
+def new_optimizer(trained: dict[str, nn.Parameter], optim: Optim) -> torch.optim.AdamW:
     return torch.optim.AdamW(
         trained.values(),
         lr=optim.lr,
         betas=(optim.beta1, optim.beta2),
         weight_decay=optim.weight_decay,
-        fused=device.type in ("cuda", "cpu"),
+        fused=True,  # the only form that skips a bad step without asking the host
     )
 
 
@@ -218,39 +257,6 @@ def online_vae(config: Config) -> AutoencoderKL:
     return load_vae(config.vae or config.base, DTYPES[config.speed.precision])
 
 
-@dataclass
-class Record:
-    """Means over the images between two lines of stats.jsonl."""
-
-    run: RunFolder
-    every: int
-    accelerator: Accelerator
-
-    def __post_init__(self):
-        self.clear()
-
-    def clear(self):
-        self.sums: dict[str, Any] = {}
-        self.count, self.began = 0, time.perf_counter()
-
-    def add(self, losses: dict[str, Tensor], norm: float, state: State, config: Config):
-        if math.isfinite(norm):
-            for k, x in (losses | {"grad_norm": torch.tensor(norm, device=losses["total"].device)}).items():
-                self.sums[k] = self.sums.get(k, 0) + x
-            self.count += 1
-        if state.images % self.every < config.batch or state.images >= config.images:
-            self.write(state, config)
-
-    def write(self, state: State, config: Config):
-        seconds = time.perf_counter() - self.began
-        means = {k: self.accelerator.reduce(x / self.count, "mean").item() for k, x in self.sums.items()}
-        lr = state.optimizer.param_groups[0]["lr"]
-        speed = {"images_per_s": round(self.count * config.batch / seconds, 3)}
-        if self.accelerator.is_main_process:
-            self.run.append({"images": state.images, **means, "lr": lr, "skipped": state.skipped, **speed})
-        self.clear()
-
-
 def checkpoint(run: RunFolder, state: State, config: Config, accelerator: Accelerator):
     """Save, by the main process, and delete what is too old."""
     if accelerator.is_main_process:
@@ -260,12 +266,13 @@ def checkpoint(run: RunFolder, state: State, config: Config, accelerator: Accele
 
 
 def write_state(folder: Path, state: State, config: Config):
-    info = {"images": state.images, "skipped": state.skipped, "bad_in_a_row": state.bad_in_a_row}
+    counts = {"skipped": state.skipped.item(), "bad_in_a_row": state.bad_in_a_row.item()}
+    info = {"images": state.images} | counts | {"config": to_dict(config)}
     for name, adapter in (("adapter", state.adapter), ("ema", state.ema)):
         save_adapter(adapter, folder / f"{name}.safetensors", metadata(config, state.images))
     both = {"optimizer": state.optimizer.state_dict(), "scaler": state.scaler.state_dict()}
     torch.save(both, folder / "optimizer.pt")
-    (folder / "state.json").write_text(json.dumps(info | {"config": to_dict(config)}), encoding="utf-8")
+    (folder / "state.json").write_text(json.dumps(info), encoding="utf-8")
 
 
 def metadata(config: Config, images: int) -> dict[str, str]:
@@ -273,18 +280,29 @@ def metadata(config: Config, images: int) -> dict[str, str]:
     return {"stage": str(config.stage), "images": str(images), "training": json.dumps(to_dict(config))}
 
 
-def load_info(folder: Path) -> dict[str, Any]:
+@dataclass(frozen=True)
+class Saved:
+    """What a checkpoint holds, on the CPU; info: of state.json."""
+
+    info: dict[str, Any]
+    adapter: WPlusAdapter
+    ema: WPlusAdapter
+    optimizer: dict[str, Any]
+    scaler: dict[str, Any]
+
+
+def load_checkpoint(run: RunFolder) -> Saved | None:
+    """The run's last checkpoint, None if it has none yet."""
+    *before, folder = [None, None, *run.checkpoints()]
+    if folder is None:
+        return None
     try:
-        return json.loads((folder / "state.json").read_text(encoding="utf-8"))
-    except (OSError, ValueError) as e:
-        raise FileError(folder, f"damaged checkpoint ({e})", "Delete it; the one before it will be used") from e
-
-
-def load_optimizer(path: Path, state: State):
-    both = torch.load(path, map_location="cpu", weights_only=True)  # load_state_dict moves it to the weights' device
-    state.optimizer.load_state_dict(both["optimizer"])
-    if state.scaler.is_enabled() and both["scaler"]:
-        state.scaler.load_state_dict(both["scaler"])
+        info = json.loads((folder / "state.json").read_text(encoding="utf-8"))
+        adapter, ema = (owned(folder / f"{name}.safetensors") for name in ("adapter", "ema"))
+        return Saved(info, adapter, ema, **torch.load(folder / "optimizer.pt", map_location="cpu", weights_only=True))
+    except Exception as e:  # a damaged pickle raises almost anything
+        goes_on = f"from {before[-1].name}" if before[-1] else "from the beginning"
+        raise FileError(folder, f"damaged checkpoint ({e})", f"Delete it; the run then goes on {goes_on}") from e
 
 
 @contextmanager
@@ -318,16 +336,27 @@ def check_processes(accelerator: Accelerator):
         )
 
 
-def agreed(stop: bool, accelerator: Accelerator) -> bool:
-    """Whether any process was told to stop: all must leave the loop after the same step."""
+def check_agreement(state: State, stream: Stream, accelerator: Accelerator):
+    """All processes must go on from the same checkpoint with the same data."""
+    here = torch.tensor([state.images, *stream.lengths], device=accelerator.device)
+    if (accelerator.gather(here[None]) != here).any():
+        raise WPlusError(
+            "the processes see different checkpoints or data sets; --run must be a folder that all machines share, and "
+            "--data the same on each"
+        )
+
+
+def agreed(stop: bool, look: bool, accelerator: Accelerator) -> bool:
+    """Whether any process was told to stop. All must leave the loop after the same step, so several ask each other,
+    where the host looks at the device anyway."""
     if accelerator.num_processes == 1:
         return stop
-    return bool(accelerator.reduce(torch.tensor(float(stop), device=accelerator.device), "sum").item())
+    return look and bool(accelerator.reduce(torch.tensor(float(stop), device=accelerator.device), "sum").item())
 
 
 def bad_steps_message(run: RunFolder, state: State) -> str:
     return (
-        f"{state.bad_in_a_row} steps in a row had a gradient that was not finite; the weights before them are in "
+        f"{int(state.bad_in_a_row)} steps in a row had a gradient that was not finite; the weights before them are in "
         f"{run.latest()}. Look at the loss in {run.path / 'stats.jsonl'}; try a lower --optim.lr, --speed.precision "
         "bf16 or fp32, or look for damaged pictures in the data"
     )

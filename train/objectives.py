@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import lru_cache
 from typing import NamedTuple
 
 import torch
@@ -45,6 +46,11 @@ class Objective:
     disen: float = 0.0
     reg: float = 0.0
     min_snr: float = 0.0
+
+    @property
+    def names(self) -> tuple[str, ...]:
+        """Of its losses, in order."""
+        return "rec", *(k for k in ("disen", "reg") if getattr(self, k)), "total"
 
     def __call__(self, model: Model, batch: Batch) -> dict[str, Tensor]:
         """The losses by name: `rec`, those of `disen` and `reg` that have a weight, and `total`."""
@@ -90,16 +96,17 @@ def disentanglement(eps: Tensor, eps_hat: Tensor, face: Tensor) -> Tensor:
 
 def add_noise(z0: Tensor, noise: Tensor, t: Tensor) -> Tensor:
     """z_t = sqrt(a_t) z_0 + sqrt(1 - a_t) noise."""
-    a = alphas_cumprod().to(z0.device)[t].view(-1, 1, 1, 1)
+    a = alphas_cumprod(z0.device)[t].view(-1, 1, 1, 1)
     return a.sqrt() * z0 + (1 - a).sqrt() * noise
 
 
 def snr(t: Tensor) -> Tensor:
-    a = alphas_cumprod().to(t.device)[t]
+    a = alphas_cumprod(t.device)[t]
     return a / (1 - a)
 
 
-def alphas_cumprod() -> Tensor:
+@lru_cache  # a copy to the device in every step would make the host wait for it
+def alphas_cumprod(device: torch.device | str = "cpu") -> Tensor:
     """a_t of SD1.x: 1000 DDPM steps, beta from 0.00085 to 0.012, linear in its root."""
     betas = torch.linspace(0.00085**0.5, 0.012**0.5, STEPS, dtype=torch.float32) ** 2
-    return (1 - betas).cumprod(0)
+    return (1 - betas).cumprod(0).to(device)

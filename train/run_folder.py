@@ -18,6 +18,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
+from uuid import uuid4
 
 from ..wplus_core.errors import FileError
 
@@ -67,6 +68,13 @@ class RunFolder:
         for p in (*self.path.glob(".checkpoint-*.part"), *self.path.glob(".checkpoint-*.old")):
             shutil.rmtree(p, ignore_errors=True)
 
+    def identifier(self) -> str:
+        """A name that no other run has, the same whenever this one goes on."""
+        path = self.path / "identifier"
+        if not path.is_file():
+            path.write_text(uuid4().hex[:8], encoding="utf-8")
+        return path.read_text(encoding="utf-8")
+
     def append(self, line: dict[str, Any]):
         with open(self.path / "stats.jsonl", "a", encoding="utf-8") as f:
             f.write(json.dumps(line) + "\n")
@@ -80,6 +88,10 @@ class RunFolder:
             except json.JSONDecodeError:
                 log.warning("%s: an unfinished line is left out", path)
         return lines
+
+    def validated(self, images: int) -> bool:
+        """Whether the validation after so many images was finished."""
+        return any(x["images"] == images and "validation/s" in x for x in self.stats())
 
     def rewind_stats(self, images: int):
         """Forget the lines after the checkpoint that the run resumes from: they will come again."""
