@@ -1,14 +1,15 @@
 """What a training step costs: ours against the published trainer's way of doing it, interleaved in one run.
 
     python benchmarks/train_step.py                                # SD1.5's plan at 1/8 of its widths, 256 px, CPU
-    python benchmarks/train_step.py --full --device cuda --batch 8 # SD1.5, 512 px, generated data
+    python benchmarks/train_step.py --precision bf16               # the reference under autocast, ours in bfloat16
+    python benchmarks/train_step.py --full --device cuda --batch 8 # SD1.5, 512 px, generated data, bfloat16
 
 The reference's way: the VAE and the text encoder run in every step, the UNet is float32 under autocast, and stage II
 makes three passes one after the other. Ours: latents and text embeddings are read from the data set, the UNet is in the
 training precision, stage II's two passes without gradient are one batch. "cached" is the reference's way with ours'
 latents and text: what of the difference is the rest. All have the same batch, the same adapter in float32, the same
-attention (SDPA) and, on a CPU, float32 throughout. Reading data is left out of all; ours does more in a step (gradient
-clipping, the check for NaN, the moving average).
+attention (SDPA) and the same precision, on a CPU float32 throughout unless told otherwise. Reading data is left out of
+all; ours does more in a step (gradient clipping, the check for NaN, the moving average).
 
 Each round times every way once, in an order that rotates; a way's time is its fastest step. peak_bytes is of a process
 of its own per way and stage: what it allocates beyond what it had after its imports (CPU), or on the device (GPU).
@@ -154,7 +155,7 @@ class Ours:
 
 def make(way: str, stage: int, args: argparse.Namespace) -> Callable[[Inputs], object]:
     torch.manual_seed(0)
-    parts, dtype = networks(1 if args.full else SHARE), torch.float32 if args.device == "cpu" else torch.bfloat16
+    parts, dtype = networks(1 if args.full else SHARE), loop.DTYPES[args.precision]
     if way == "ours":
         return Ours(parts, stage, args.device, dtype, args.compile)
     return Reference(parts, stage, args.device, dtype, way == "cached")
@@ -208,6 +209,7 @@ def main():
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--full", action="store_true", help="SD1.5's widths")
     parser.add_argument("--device", default="cpu", choices=("cpu", "cuda"))
+    parser.add_argument("--precision", choices=tuple(loop.DTYPES), help="fp32 on a CPU, bf16 on a GPU")
     parser.add_argument("--batch", type=int, default=2)
     parser.add_argument("--pixels", type=int, help="256, or 512 with --full")
     parser.add_argument("--rounds", type=int, default=8)
@@ -217,6 +219,7 @@ def main():
     logging.disable_progress_bar()
     logging.set_verbosity_error()
     args.pixels = args.pixels or (512 if args.full else 256)
+    args.precision = args.precision or ("fp32" if args.device == "cpu" else "bf16")
     if args.peak:
         print(peak(args.peak[0], int(args.peak[1]), args))
         return
@@ -232,7 +235,8 @@ def main():
         print(json.dumps({name: seconds}), flush=True)
     device = torch.cuda.get_device_name() if args.device == "cuda" else "cpu"
     more = {"images_per_s": rates, "peak_bytes": peaks, "encoding_share": encoding, "device": device}
-    print(json.dumps(result | more | {"batch": args.batch, "pixels": args.pixels, "full": args.full}))
+    settings = {k: getattr(args, k) for k in ("precision", "batch", "pixels", "full")}
+    print(json.dumps(result | more | settings))
 
 
 if __name__ == "__main__":
