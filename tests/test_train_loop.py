@@ -181,9 +181,10 @@ def test_a_bad_gradient_is_skipped_and_counted(world, spoiled, tmp_path):
 
 
 def test_a_skipped_step_changes_nothing(world, tmp_path):
-    config = small_config(world, tmp_path / "run", batch=1, images=2)
+    config = small_config(world, tmp_path / "run", batch=1, images=2, optim=Optim(lr=1e-3))
     stream = loop.open_stream(config)
     denoiser, state = loop.start(config, RunFolder(config.run), stream, torch.device("cpu"))
+    state.images = 10_000  # so that the average lags behind
     accelerator = Accelerator(cpu=True)
     good, bad = (loop.Batch(*(x[None] for x in stream[n])) for n in (0, 1))
     loop.step(denoiser, state, config, [good], accelerator)

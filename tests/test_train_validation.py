@@ -1,6 +1,5 @@
 """Validation: pictures and held-out losses that change nothing in the training, and faults found before it begins."""
 
-import os
 import signal
 from dataclasses import replace
 
@@ -18,13 +17,13 @@ from PIL import Image
 from preparing import write_base
 from training import (
     LAYERS,
-    at_call,
     everything,
     exit_code,
     small_config,
     small_dataset,
     small_world,
     start_process,
+    train_and_die,
     train_in_two_processes,
 )
 
@@ -76,12 +75,6 @@ def assert_same_training(a, b, images):
     assert lines == their_lines
 
 
-def die_in_validation(config, number):
-    torch.set_num_threads(1)
-    at_call(validation, "decode", number, lambda *args: os.kill(os.getpid(), signal.SIGKILL))
-    loop.train(config)
-
-
 def test_validation_changes_nothing_and_a_run_killed_in_it_makes_it_again(world, settings, tmp_path):
     plain, whole, killed = (
         small_config(world, tmp_path / n, images=16, speed=Speed(workers=0)) for n in ("plain", "whole", "killed")
@@ -91,9 +84,9 @@ def test_validation_changes_nothing_and_a_run_killed_in_it_makes_it_again(world,
     loop.train(whole)
     assert_same_training(plain.run, whole.run, 16)
     assert [x["images"] for x in validated(whole.run)] == [0, 8, 16]
-    assert exit_code(start_process(die_in_validation, killed, 2)) == -signal.SIGKILL
+    assert exit_code(start_process(train_and_die, killed, "in validation", 2)) == -signal.SIGKILL
     assert validated(killed.run) == []
-    assert exit_code(start_process(die_in_validation, killed, 5)) == -signal.SIGKILL
+    assert exit_code(start_process(train_and_die, killed, "in validation", 5)) == -signal.SIGKILL
     assert [x["images"] for x in validated(killed.run)] == [0] and RunFolder(killed.run).latest().name[-2:] == "08"
     loop.train(killed)
     assert_same_training(plain.run, killed.run, 16)
@@ -200,7 +193,7 @@ def test_tensorboard_shows_curves_and_sheets_and_goes_on_after_a_kill(world, set
 
     config = small_config(world, tmp_path / "run", images=8, validate=settings)
     config = replace(config, track=Track(), keep=Keep(every=4, log=2), speed=Speed(workers=0))
-    assert exit_code(start_process(die_at_step, config, 4)) == -signal.SIGKILL
+    assert exit_code(start_process(train_and_die, config, "in a step", 4)) == -signal.SIGKILL
     loop.train(config)
     events = EventAccumulator(str(config.run / "tensorboard" / "wplus"), purge_orphaned_data=True).Reload()
     assert [x.step for x in events.Scalars("total")] == [2, 4, 6, 8]
@@ -210,12 +203,6 @@ def test_tensorboard_shows_curves_and_sheets_and_goes_on_after_a_kill(world, set
     assert {x.step for x in events.Images("validation/ann")} == {0, 8}
     with Image.open(config.run / "validation" / "00000008-ann.png") as sheet:
         assert events.Images("validation/ann")[-1].width == sheet.width
-
-
-def die_at_step(config, number):
-    torch.set_num_threads(1)
-    at_call(loop, "step", number, lambda *args: os.kill(os.getpid(), signal.SIGKILL))
-    loop.train(config)
 
 
 @pytest.mark.parametrize("name", ["tensorboard", "wandb", "trackio"])

@@ -1,5 +1,6 @@
 """A world small enough to train in on a CPU: a UNet with four cross-attentions, codes of 4 layers, 16 pixel latents."""
 
+import importlib
 import multiprocessing
 import os
 import shutil
@@ -9,7 +10,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 import torch
-from comfyui_wplus.train import loop
+from comfyui_wplus.train import loop, validation
 from comfyui_wplus.train.config import Config, Keep, Optim, Speed, Track
 from comfyui_wplus.train.data import write_dataset
 from comfyui_wplus.train.objectives import Objective
@@ -119,6 +120,7 @@ DEATHS = {
     "before a checkpoint gets its name": lambda n: at_call(Path, "rename", n, lambda *args: die()),
     "after a checkpoint got its name": lambda n: at_call(Path, "rename", n, lambda *args: die(), after=True),
     "while an old checkpoint is deleted": lambda n: at_call(shutil, "rmtree", n, half_deleted),
+    "in validation": lambda n: at_call(validation, "decode", n, lambda *args: die()),
     "told to stop": lambda n: at_call(loop, "step", n, lambda *args: os.kill(os.getpid(), signal.SIGTERM)),
 }
 
@@ -141,12 +143,19 @@ def train_as(config: Config, environment: dict[str, str], death: tuple[str, int]
 
 
 def start_process(target: Callable, *args) -> multiprocessing.Process:
-    """A fresh process, forked from a server that has imported the trainer already."""
+    """A fresh process, forked from a server that has imported the trainer already.
+
+    It finds the target by the file's name: `tests.x`, as pytest calls it, may be another package's.
+    """
     context = multiprocessing.get_context("forkserver")
     context.set_forkserver_preload(["comfyui_wplus.train.loop"])
-    process = context.Process(target=target, args=args)
+    process = context.Process(target=call, args=(target.__module__.rpartition(".")[2], target.__name__, args))
     process.start()
     return process
+
+
+def call(module: str, name: str, args: tuple):
+    getattr(importlib.import_module(module), name)(*args)
 
 
 def exit_code(process: multiprocessing.Process, seconds: float = 120) -> int:
