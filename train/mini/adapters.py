@@ -88,7 +88,7 @@ def is_aligned(pictures: Pictures):
 
 
 def is_photo(pictures: Pictures):
-    return (pictures.labels[:, list(scenes.LABELS).index("style")] == scenes.STYLES.index("photo")).numpy()
+    return (pictures.labels[:, list(scenes.LABELS).index("style")] == scenes.LABELS["style"].index("photo")).numpy()
 
 
 @torch.no_grad()
