@@ -11,7 +11,7 @@ import json
 import logging
 import math
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -50,18 +50,28 @@ class Fit:
         return self.lr * rise * min(1.0, (1 - images / self.images) / self.decay + 1e-3)
 
 
-def fit(network: nn.Module, loss: Loss, settings: Fit, folder: Path, device: str = "cpu", seed: int = 0) -> nn.Module:
+def fit(
+    network: nn.Module,
+    loss: Loss,
+    settings: Fit,
+    folder: Path,
+    device: str = "cpu",
+    seed: int = 0,
+    rates: Mapping[str, float] | None = None,
+) -> nn.Module:
     """Train the network to settings.images, from the folder's checkpoint if it has one -> its moving average.
 
-    loss: (network, batch, rng) -> losses by name, of which `total` is minimised.
+    loss: (network, batch, rng) -> losses by name, of which `total` is minimised. rates: factors of the learning rate,
+    by the names that parameters begin with.
     """
     network = network.to(device).train().requires_grad_(True)
     average = copy.deepcopy(network).requires_grad_(False)
-    optimizer = torch.optim.Adam(network.parameters(), lr=settings.lr, betas=(0.9, 0.99))
+    optimizer = torch.optim.Adam(groups(network, rates or {}), lr=settings.lr, betas=(0.9, 0.99))
     images = resume(folder / STATE, network, average, optimizer)
     sums, count, began = {}, 0, time.perf_counter()
     while images < settings.images:
-        optimizer.param_groups[0]["lr"] = settings.lr_at(images)
+        for group in optimizer.param_groups:
+            group["lr"] = group["rate"] * settings.lr_at(images)
         losses = step(network, loss, settings.batch, stream(seed, images), optimizer, device)
         images += settings.batch
         update_average(average, network, settings, images)
@@ -72,6 +82,15 @@ def fit(network: nn.Module, loss: Loss, settings: Fit, folder: Path, device: str
             save(folder, network, average, optimizer, images, line)
             sums, count, began = {}, 0, time.perf_counter()
     return average.eval()
+
+
+def groups(network: nn.Module, rates: Mapping[str, float]) -> list[dict]:
+    """The parameters by the factor of their learning rate."""
+    by_rate: dict[float, list[nn.Parameter]] = {}
+    for name, p in network.named_parameters():
+        rate = next((r for prefix, r in rates.items() if name.startswith(prefix)), 1.0)
+        by_rate.setdefault(rate, []).append(p)
+    return [{"params": p, "rate": rate} for rate, p in by_rate.items()]
 
 
 def step(network, loss: Loss, batch: int, rng, optimizer, device: str) -> dict[str, Tensor]:

@@ -22,8 +22,9 @@ from ...wplus_core.stylegan2 import Generator, GeneratorConfig
 from . import world
 from .fit import Fit, fit
 
-CONFIG = GeneratorConfig(channels=(128, 128, 64, 32, 16), w_dim=64, mapping_layers=1)
+CONFIG = GeneratorConfig(channels=(128, 128, 64, 32, 16), w_dim=64, mapping_layers=2)
 JITTER = 0.05  # of w, on every layer by itself: near codes give the same face, so W+ is smooth about W
+MAPPING_RATE = 100.0  # undoes the mapping's lr_mul of 0.01: here it learns a known function, not one that a game moves
 GROWTH = {16: 0.2, 32: 0.3, 64: 0.5}  # shares of the images on which it is trained up to this resolution
 FACTORS = len(world.FACTORS)
 
@@ -75,7 +76,8 @@ def make(out: Path, settings: Fit, device: str, config: GeneratorConfig = CONFIG
     generator = new_generator(config)
     for resolution, share in GROWTH.items():
         part = replace(settings, images=max(settings.batch, round(share * settings.images)))
-        generator = fit(generator, loss_at(resolution), part, out / "runs" / f"generator_{resolution}", device)
+        folder = out / "runs" / f"generator_{resolution}"
+        generator = fit(generator, loss_at(resolution), part, folder, device, rates={"style.": MAPPING_RATE})
     generator.cpu()
     save_generator(generator, out / "generator.safetensors", generator.mean_w())
     return out / "generator.safetensors"
