@@ -11,7 +11,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from ...wplus_core.files import read
-from ..config import Config, Keep, Optim, Speed
+from ..config import Config, Keep, Optim, Speed, Track
 from ..data import Writer
 from ..export import export
 from ..loop import train
@@ -42,7 +42,7 @@ def configs(out: Path, length: Length) -> dict[str, Config]:
     common = dict(base=out / "base", batch=length.batch, speed=length.speed)
     optim = Optim(lr=length.lr, warmup=500, schedule="cosine")
     keep = Keep(every=2000 - 2000 % length.batch, last=1, log=160, ema_half_life=4000)
-    common |= dict(optim=optim, keep=keep)
+    common |= dict(optim=optim, keep=keep, track=Track(to=()))
     one = Config(out / "runs" / "stage1", data=(aligned,), stage=1, images=length.stage1, **common)
     two = replace(
         one, run=out / "runs" / "full", data=(wild,), stage=2, adapter=out / "adapters" / "stage1.safetensors",
