@@ -19,7 +19,7 @@ class Settings:
 
     generator: Fit = Fit(60_000, 8, 2e-2, every=2000)
     reader: Fit = Fit(24_000, 16, 2e-3, every=2000)
-    encoder: Fit = Fit(32_000, 8, 1e-3, every=2000)
+    encoder: Fit = Fit(24_000, 8, 1e-3, every=2000)
     judge: Fit = Fit(24_000, 16, 2e-3, every=1600)
     pictures: int = 8192
     text: Fit = Fit(6400, 16, 5e-4, every=1600)
