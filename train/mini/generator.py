@@ -25,7 +25,7 @@ from .fit import Fit, fit
 CONFIG = GeneratorConfig(channels=(128, 128, 64, 32, 16), w_dim=64, mapping_layers=2)
 JITTER = 0.05  # of w, on every layer by itself: near codes give the same face, so W+ is smooth about W
 MAPPING_RATE = 100.0  # undoes the mapping's lr_mul of 0.01: here it learns a known function, not one that a game moves
-GROWTH = {16: 0.2, 32: 0.3, 64: 0.5}  # shares of the images on which it is trained up to this resolution
+GROWTH = {16: 0.1, 32: 0.15, 64: 0.75}  # shares of the images on which it is trained up to this resolution
 FACTORS = len(world.FACTORS)
 
 
