@@ -23,7 +23,7 @@ class Settings:
     judge: Fit = Fit(24_000, 16, 2e-3, every=1600)
     pictures: int = 8192
     text: Fit = Fit(6400, 16, 5e-4, every=1600)
-    autoencoder: Fit = Fit(16_000, 8, 1e-3, every=800)
+    autoencoder: Fit = Fit(48_000, 8, 1e-3, every=1600)
     unet: Fit = Fit(64_000, 16, 1e-3, every=1600)
     adapters: Length = Length(8000, 8000)
     people: int = 256
