@@ -38,11 +38,17 @@ def found(w: Tensor, factors: Tensor, number: int) -> Found:
 
 
 @torch.no_grad()
-def calibrated(direction: Direction, number: int, generator: Generator, read: Callable, w: Tensor) -> Direction:
-    """With the unit at which the factor, as read from the edited pictures of w, moves by one deviation."""
-    step = direction.unit
-    ends = [read(face(generator, w + s * step * direction.rows(w.shape[1])))[:, number].mean() for s in (-0.5, 0.5)]
-    return replace(direction, unit=step / (ends[1] - ends[0]).item())
+def calibrated(
+    direction: Direction, number: int, generator: Generator, read: Callable, w: Tensor, factors: Tensor
+) -> Direction:
+    """With the unit at which edited pictures differ, to the reader, as drawn ones do by one deviation of the factor.
+
+    w and factors: some people's codes [B, L, w_dim] and factors [B, F].
+    """
+    step, one = direction.unit * direction.rows(w.shape[1]), torch.eye(factors.shape[1])[number]
+    edited = [read(face(generator, w + s * step))[:, number].mean() for s in (-0.5, 0.5)]
+    drawn = [read(world.faces(factors + s * one, generator.config.size))[:, number].mean() for s in (-0.5, 0.5)]
+    return replace(direction, unit=direction.unit * ((drawn[1] - drawn[0]) / (edited[1] - edited[0])).item())
 
 
 def face(generator: Generator, w: Tensor) -> Tensor:
@@ -53,11 +59,11 @@ def face(generator: Generator, w: Tensor) -> Tensor:
 def make(out: Path, people: int, names: tuple[str, ...] = world.NAMES) -> Path:
     """Fit one for each name, the attributes first; write directions/drawn.safetensors and pca.safetensors."""
     generator, read = generators.load(out), readers.load(out)
-    w, factors = labelled(generator, CODES * people)
+    (w, factors), some = labelled(generator, CODES * people), slice(people // 8)
     order = sorted(map(world.NAMES.index, names), key=lambda i: world.FACTORS[i].kind != "attribute")
     results = [found(w, factors, i) for i in order]
     save_directions(
-        [calibrated(r.direction, i, generator, read, w[: people // 8]) for r, i in zip(results, order, strict=True)],
+        [calibrated(r.direction, i, generator, read, w[some], factors[some]) for r, i in zip(results, order, strict=True)],
         out / "directions" / "drawn.safetensors",
     )
     save_directions(pca(generator, COMPONENTS), out / "pca.safetensors")

@@ -17,7 +17,7 @@ class Settings:
     directions: the factors that get one.
     """
 
-    generator: Fit = Fit(120_000, 8, 2e-2, every=2000)
+    generator: Fit = Fit(80_000, 8, 2e-2, every=2000)
     reader: Fit = Fit(24_000, 16, 2e-3, every=2000)
     encoder: Fit = Fit(24_000, 8, 1e-3, every=2000)
     judge: Fit = Fit(24_000, 16, 2e-3, every=1600)
