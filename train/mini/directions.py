@@ -61,10 +61,9 @@ def make(out: Path, people: int, names: tuple[str, ...] = world.NAMES) -> Path:
     generator, read = generators.load(out), readers.load(out)
     (w, factors), some = labelled(generator, CODES * people), slice(people // 8)
     order = sorted(map(world.NAMES.index, names), key=lambda i: world.FACTORS[i].kind != "attribute")
-    results = [found(w, factors, i) for i in order]
-    save_directions(
-        [calibrated(r.direction, i, generator, read, w[some], factors[some]) for r, i in zip(results, order, strict=True)],
-        out / "directions" / "drawn.safetensors",
-    )
+    directions = [
+        calibrated(found(w, factors, i).direction, i, generator, read, w[some], factors[some]) for i in order
+    ]
+    save_directions(directions, out / "directions" / "drawn.safetensors")
     save_directions(pca(generator, COMPONENTS), out / "pca.safetensors")
     return out / "directions" / "drawn.safetensors"

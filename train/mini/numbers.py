@@ -48,16 +48,19 @@ def of_reader(out: Path, people: int) -> dict[str, Any]:
 
 @torch.no_grad()
 def of_directions(out: Path, people: int) -> dict[str, Any]:
-    """What the reader sees move, in deviations, when an attribute is edited by STRENGTH: rows are edits."""
+    """What the reader sees move when an attribute is edited by STRENGTH, and when it is drawn that much stronger."""
     g, read = generator.load(out), reader.load(out)
     z = generator.draw_z(people, np.random.default_rng(SEED), g.config.w_dim)
-    w = g.mapping(z)[:, None].expand(-1, g.config.layers, -1)
-    before, table = read(face(g, w)), {}
+    w, factors = g.mapping(z)[:, None].expand(-1, g.config.layers, -1), z[:, : generator.FACTORS]
+    plain, drawn = read(face(g, w)), read(world.faces(factors, g.config.size))
+    table: dict[str, dict] = {"edit_moves": {}, "drawn_moves": {}}
     for d in load_directions(out / "directions" / "drawn.safetensors"):
-        if kind_of(d.name) == "attribute":
-            moved = (read(face(g, edit(w, [Edit(d, STRENGTH)]))) - before).mean(0)
-            table[d.name] = rounded(dict(zip(world.NAMES, moved.tolist(), strict=True)))
-    return {"edit_strength": STRENGTH, "edit_moves": table}
+        i = world.NAMES.index(d.name)
+        if world.FACTORS[i].kind == "attribute":
+            stronger = factors + STRENGTH * torch.eye(len(world.NAMES))[i]
+            table["edit_moves"][d.name] = named(read(face(g, edit(w, [Edit(d, STRENGTH)]))) - plain)
+            table["drawn_moves"][d.name] = named(read(world.faces(stronger, g.config.size)) - drawn)
+    return {"edit_strength": STRENGTH, **table}
 
 
 @torch.no_grad()
@@ -68,8 +71,9 @@ def of_autoencoder(out: Path, people: int) -> dict[str, Any]:
     return {"autoencoder_psnr_db": psnr(torch.cat(again).clamp(0, 1), drawn)}
 
 
-def kind_of(name: str) -> str:
-    return world.FACTORS[world.NAMES.index(name)].kind
+def named(moves: Tensor) -> dict[str, float]:
+    """Factors [B, F] -> their means over the people, by name."""
+    return rounded(dict(zip(world.NAMES, moves.mean(0).tolist(), strict=True)))
 
 
 def rounded(numbers: dict[str, float]) -> dict[str, float]:
