@@ -192,9 +192,9 @@ def start(config: Config, run: RunFolder, stream: Stream, device: torch.device) 
 
 def first_adapter(config: Config, unet: nn.Module, stream: Stream) -> WPlusAdapter:
     """The adapter that a run begins with: a file's, or a new one for this UNet and these codes."""
-    layers = stream.sources[0].index.w_layers
+    layers, w_dim = stream.sources[0].w(0).shape
     if config.adapter is None:
-        return new_adapter(unet, layers, config.parallel, config.seed)
+        return new_adapter(unet, layers, config.parallel, config.seed, w_dim)
     adapter = owned(config.adapter)
     if adapter.config.w_layers != layers or adapter.config.parallel != config.parallel:
         raise FileError(

@@ -54,12 +54,12 @@ class Float32Weights:
 
 
 def new_adapter(
-    unet: UNet2DConditionModel, w_layers: int = 18, parallel: bool = False, seed: int = 0
+    unet: UNet2DConditionModel, w_layers: int = 18, parallel: bool = False, seed: int = 0, w_dim: int = 512
 ) -> WPlusAdapter:
     """An untrained adapter: W' are the UNet's own W_q, W_k, W_v, and the mapping network is random by the seed."""
     attentions = [unet.get_submodule(name.removesuffix(".processor")) for name in cross_attention_names(unet)]
     config = AdapterConfig(
-        cross_attention_channels(unet), default_splits(w_layers), heads=attentions[0].heads, parallel=parallel
+        cross_attention_channels(unet), default_splits(w_layers), w_dim, heads=attentions[0].heads, parallel=parallel
     )
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)

@@ -1,0 +1,104 @@
+"""Make the miniature from nothing: a drawn world, and a whole W+ pipeline of a few megabytes trained on it.
+
+    python -m comfyui_wplus.train.mini OUT                      all parts, one after the other
+    python -m comfyui_wplus.train.mini OUT --parts unet stage1  these alone
+    python -m comfyui_wplus.train.mini OUT --pack miniature     and the files that the pack carries, into that folder
+
+Every part is left out when its file is there, and goes on from its last checkpoint when it was killed; so the same
+command again resumes. On a GPU it takes about ten minutes; on a CPU (--settings cpu, the default there) some hours.
+"""
+
+from __future__ import annotations
+
+import logging
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from typing import Annotated, Literal
+
+import torch
+import tyro
+
+from ...wplus_core.errors import WPlusError
+from . import (
+    adapters,
+    autoencoder,
+    base,
+    directions,
+    encoder,
+    generator,
+    judge,
+    numbers,
+    pack,
+    pictures,
+    reader,
+    settings,
+    text,
+)
+
+log = logging.getLogger(__name__)
+
+
+def parts(out: Path, s: settings.Settings, device: str) -> dict[str, tuple[Path, Callable[[], Path]]]:
+    """By name, in order: the file that tells that the part is done, and what makes it."""
+    table = {
+        "generator": ("generator.safetensors", lambda: generator.make(out, s.generator, device)),
+        "reader": ("reader.safetensors", lambda: reader.make(out, s.reader, s.people, device)),
+        "encoder": ("encoder.safetensors", lambda: encoder.make(out, s.encoder, device)),
+        "directions": ("pca.safetensors", lambda: directions.make(out, s.people, s.directions)),
+        "pictures": ("pictures/truth.safetensors", lambda: pictures.make(out, s.pictures, device)),
+        "text": ("base/text_encoder/model.safetensors", lambda: text.make(out, s.text, device)),
+        "autoencoder": ("base/vae/config.json", lambda: autoencoder.make(out, s.autoencoder, device)),
+        "latents": ("latents.safetensors", lambda: base.make_latents(out, device)),
+        "unet": ("base/unet/config.json", lambda: base.make(out, s.unet, device)),
+    }
+    for name in adapters.DATA:
+        table[f"{name}_data"] = f"data/{name}/index.json", lambda name=name: adapters.make_data(out, name, device)
+    for name in adapters.TRAININGS:
+        table[name] = f"adapters/{name}.safetensors", lambda name=name: adapters.make(out, name, s.adapters)
+    table["judge"] = "judge.safetensors", lambda: judge.make(out, s.judge, s.people, device)
+    return {name: (out / file, make) for name, (file, make) in table.items()}
+
+
+def make_parts(out: Path, s: settings.Settings, device: str, only: tuple[str, ...] = ()):
+    """Make what is not there yet, in order."""
+    table = parts(out, s, device)
+    if unknown := set(only) - set(table):
+        raise WPlusError(f"no such parts: {sorted(unknown)}; there are {', '.join(table)}")
+    for name, (file, make) in table.items():
+        if (not only or name in only) and not file.exists():
+            log.info("%s: begins", name)
+            make()
+            log.info("%s: done", name)
+
+
+def main(
+    out: Annotated[Path, tyro.conf.Positional],
+    parts: tuple[str, ...] = (),
+    settings_name: Annotated[Literal["auto", "cpu", "gpu", "tiny"], tyro.conf.arg(name="settings")] = "auto",
+    pack_into: Annotated[Path | None, tyro.conf.arg(name="pack")] = None,
+):
+    """Make the miniature.
+
+    Args:
+        out: the folder that everything is made in.
+        parts: the parts to make, all if none is named.
+        settings_name: how long each part is trained.
+        pack_into: where to write the files that the pack carries.
+    """
+    device = "cuda" if torch.cuda.is_available() else "cpu"
+    chosen = {"auto": device, "gpu": "cuda"}.get(settings_name, settings_name)
+    lengths = {"cpu": settings.CPU, "cuda": settings.GPU, "tiny": settings.TINY}[chosen]
+    make_parts(out, lengths, device, parts)
+    numbers.make(out, lengths.people)
+    if pack_into:
+        for file, size in pack.write(out, pack_into).items():
+            print(f"{file}: {size / 1e6:.2f} MB")
+
+
+if __name__ == "__main__":
+    logging.basicConfig(level=logging.INFO, format="%(asctime)s %(message)s", datefmt="%H:%M:%S")
+    try:
+        tyro.cli(main, prog="python -m comfyui_wplus.train.mini", description=__doc__)
+    except WPlusError as e:
+        sys.exit(str(e))

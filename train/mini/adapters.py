@@ -1,0 +1,109 @@
+"""The miniature's adapters, made by the project's own trainer: both stages, and the paper's ablations."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from ...wplus_core.files import read
+from ..config import Config, Keep, Optim, Speed, Track
+from ..data import Writer
+from ..export import export
+from ..loop import train
+from ..objectives import Objective
+from . import encoder, scenes, text, world
+from .pictures import Pictures
+
+FULL = Objective(disen=1.5, reg=1.0)  # the paper's weights
+WEAKER = 0.1  # of L_reg, in the paper's ablation
+DATA = ("aligned", "wild")
+TRAININGS = ("stage1", "full", "without_disen", "without_reg", "weaker_reg", "one_stage", "parallel_stage1", "parallel")
+
+
+@dataclass(frozen=True)
+class Length:
+    """Images and batch of both stages, and how fast."""
+
+    stage1: int
+    stage2: int
+    batch: int = 16
+    lr: float = 5e-4
+    speed: Speed = Speed(workers=0)
+
+
+def configs(out: Path, length: Length) -> dict[str, Config]:
+    """Every training by name, each after the one that it starts from."""
+    aligned, wild = (out / "data" / name for name in DATA)
+    common = dict(base=out / "base", batch=length.batch, speed=length.speed)
+    optim = Optim(lr=length.lr, warmup=500, schedule="cosine")
+    keep = Keep(every=2000 - 2000 % length.batch, last=1, log=160, ema_half_life=4000)
+    common |= dict(optim=optim, keep=keep, track=Track(to=()))
+    one = Config(out / "runs" / "stage1", data=(aligned,), stage=1, images=length.stage1, **common)
+    two = replace(
+        one, run=out / "runs" / "full", data=(wild,), stage=2, adapter=out / "adapters" / "stage1.safetensors",
+        train_mapping=False, images=length.stage2, objective=FULL,
+    )  # fmt: skip
+    parallel1 = replace(one, run=out / "runs" / "parallel_stage1", parallel=True)
+    variants = {
+        "without_disen": replace(two, objective=Objective(reg=FULL.reg)),
+        "without_reg": replace(two, objective=Objective(disen=FULL.disen)),
+        "weaker_reg": replace(two, objective=Objective(disen=FULL.disen, reg=WEAKER)),
+        "one_stage": replace(two, adapter=None, train_mapping=True),
+        "parallel_stage1": parallel1,
+        "parallel": replace(two, adapter=out / "adapters" / "parallel_stage1.safetensors", parallel=True),
+    }
+    variants = {name: replace(c, run=out / "runs" / name) for name, c in variants.items()}
+    return {"stage1": one, "full": two} | variants
+
+
+def make(out: Path, name: str, length: Length) -> Path:
+    """Train one of `configs` and export its moving average."""
+    train(configs(out, length)[name])
+    export(out / "runs" / name, out / "adapters" / f"{name}.safetensors")
+    return out / "adapters" / f"{name}.safetensors"
+
+
+def make_data(out: Path, name: str, device: str) -> Path:
+    """The prepared data set of a stage: aligned faces with neutral captions, or photos of people in scenes with theirs.
+
+    w is what the encoder sees in the aligned crop; stage II has photos alone, as the paper.
+    """
+    pictures, words = Pictures(out), text.load(out, device)
+    prompts = {p: words([p])[0].half().cpu() for p in ("", world.NEUTRAL)}
+    writer = Writer(out / "data" / name, prompts)
+    rows = torch.from_numpy(is_aligned(pictures) if name == "aligned" else is_photo(pictures)).nonzero()[:, 0]
+    for sample in samples(out, pictures, rows[len(writer) :], words if name == "wild" else None, device):
+        writer.append(sample)
+    writer.finish()
+    return out / "data" / name / "index.json"
+
+
+def is_aligned(pictures: Pictures):
+    return (pictures.labels[:, 0] < 0).numpy()
+
+
+def is_photo(pictures: Pictures):
+    return (pictures.labels[:, list(scenes.LABELS).index("style")] == scenes.LABELS["style"].index("photo")).numpy()
+
+
+@torch.no_grad()
+def samples(out: Path, pictures: Pictures, rows: Tensor, words, device: str) -> Iterator[dict[str, Tensor]]:
+    latents, e4e = read(out / "latents.safetensors").tensors["latents"], encoder.load(out, device)
+    for part in rows.split(128):
+        w = e4e(pictures.get("crops", part.numpy()).to(device) * 2 - 1).half().cpu()
+        faces = softened(pictures.get("masks", part.numpy())).half()
+        captions = words(pictures.captions(part)).half().cpu() if words else [None] * len(part)
+        for latent, code, face, caption in zip(latents[part], w, faces, captions, strict=True):
+            sample = {"latents": latent[None], "w": code, "face": face[None]}
+            yield sample if caption is None else sample | {"text": caption}
+
+
+def softened(masks: Tensor) -> Tensor:
+    """Face masks [B, 1, h, w], eroded and blurred a little, as the paper's are."""
+    eroded = -F.max_pool2d(-masks, 3, 1, 1)
+    return F.avg_pool2d(eroded, 3, 1, 1, count_include_pad=False)

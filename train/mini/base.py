@@ -1,0 +1,80 @@
+"""The miniature's text-to-image model: a UNet of SD1.x's plan on 16 x 16 latents, with its noise schedule."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from diffusers import UNet2DConditionModel
+from torch import Tensor
+
+from ...wplus_core.files import read, write_safetensors
+from ..data import Index
+from ..objectives import STEPS, add_noise
+from . import autoencoder, text
+from .fit import Fit, fit
+from .pictures import Pictures
+
+WIDTHS = (64, 128, 128)  # multiples of the first, as ComfyUI builds it
+DROP_TEXT = 0.1
+
+
+def new_unet() -> UNet2DConditionModel:
+    torch.manual_seed(5)
+    with_text = len(WIDTHS) - 1
+    return UNet2DConditionModel(
+        sample_size=16,
+        cross_attention_dim=768,
+        block_out_channels=WIDTHS,
+        layers_per_block=1,
+        down_block_types=("CrossAttnDownBlock2D",) * with_text + ("DownBlock2D",),
+        up_block_types=("UpBlock2D",) + ("CrossAttnUpBlock2D",) * with_text,
+        attention_head_dim=8,
+    )
+
+
+@torch.no_grad()
+def make_latents(out: Path, device: str) -> Path:
+    """latents.safetensors: mean and deviation [N, 8, 16, 16] of every picture's latent, in float16."""
+    pictures, vae = Pictures(out), autoencoder.load(out, device)
+    parts = []
+    for start in range(0, len(pictures), 64):
+        x = pictures.get("images", slice(start, start + 64)).to(device) * 2 - 1
+        d = vae.encode(x).latent_dist
+        parts.append(torch.cat([d.mean, d.std], 1).half().cpu())
+    write_safetensors(out / "latents.safetensors", {"latents": torch.cat(parts)}, {})
+    return out / "latents.safetensors"
+
+
+def loss_on(latents: Tensor, pictures: Pictures, words):
+    """latents: [N, 8, h, w]. words: captions -> embeddings."""
+
+    def loss(unet: UNet2DConditionModel, batch: int, rng: np.random.Generator) -> dict[str, Tensor]:
+        """|| noise - eps ||^2; the caption is left out of every tenth picture."""
+        rows = rng.integers(len(latents), size=batch)
+        mean, std = latents[rows].float().chunk(2, 1)
+        draw = torch.from_numpy(rng.standard_normal((2, *mean.shape), dtype=np.float32))
+        z0, noise = (mean + std * draw[0]) * Index.scaling_factor, draw[1]
+        t = torch.from_numpy(rng.integers(STEPS, size=batch))
+        dropped = rng.random(batch) < DROP_TEXT
+        captions = ["" if d else c for c, d in zip(pictures.captions(rows), dropped, strict=True)]
+        z0, noise, t = (x.to(unet.device) for x in (z0, noise, t))
+        eps = unet(add_noise(z0, noise, t), t, words(captions)).sample.float()
+        return {"total": F.mse_loss(eps, noise)}
+
+    return loss
+
+
+def make(out: Path, settings: Fit, device: str) -> Path:
+    latents = read(out / "latents.safetensors").tensors["latents"]
+    loss = loss_on(latents, Pictures(out), text.load(out, device))
+    unet = fit(new_unet(), loss, settings, out / "runs" / "unet", device)
+    unet.cpu().half().save_pretrained(out / "base" / "unet")
+    return out / "base" / "unet" / "diffusion_pytorch_model.safetensors"
+
+
+def load(out: Path, device: str = "cpu") -> UNet2DConditionModel:
+    unet = UNet2DConditionModel.from_pretrained(out / "base" / "unet", torch_dtype=torch.float32)
+    return unet.to(device).eval().requires_grad_(False)

@@ -1,0 +1,89 @@
+"""The miniature's StyleGAN2: trained by regression, since here every code's face is known.
+
+The renderer's factors are the first numbers of the generator's own normal vector z, after its normalisation to the
+sphere; the others are free. So the mapping network, the average face, PCA and truncation are those of any StyleGAN2,
+and `code_of` gives the code of any drawn person.
+"""
+
+from __future__ import annotations
+
+import math
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from ...wplus_core.checkpoints import load_generator, save_generator
+from ...wplus_core.refine import picture_loss
+from ...wplus_core.stylegan2 import Generator, GeneratorConfig
+from . import world
+from .fit import Fit, fit
+
+CONFIG = GeneratorConfig(channels=(128, 128, 64, 32, 16), w_dim=64, mapping_layers=2)
+JITTER = 0.05  # of w, on every layer by itself: near codes give the same face, so W+ is smooth about W
+MAPPING_RATE = 100.0  # undoes the mapping's lr_mul of 0.01: here it learns a known function, not one that a game moves
+GROWTH = {16: 0.1, 32: 0.15, 64: 0.75}  # shares of the images on which it is trained up to this resolution
+FACTORS = len(world.FACTORS)
+
+
+def new_generator(config: GeneratorConfig = CONFIG) -> Generator:
+    """An untrained generator whose mapping turns W without squeezing it: a step in a factor is a step in w."""
+    torch.manual_seed(0)
+    generator = Generator(config)
+    for layer in generator.style[1:]:
+        nn.init.orthogonal_(layer.weight, gain=math.sqrt(config.w_dim) / layer.lr_mul)
+    return generator
+
+
+def draw_z(n: int, rng: np.random.Generator, dim: int = CONFIG.w_dim) -> Tensor:
+    """n vectors [n, dim] on the sphere of radius sqrt(dim), as the mapping network sees them."""
+    z = torch.from_numpy(rng.standard_normal((n, dim), dtype=np.float32))
+    return z * (z.square().mean(1, keepdim=True) + 1e-8).rsqrt()
+
+
+def complete(factors: Tensor, dim: int = CONFIG.w_dim) -> Tensor:
+    """Factors [n, F] -> z [n, dim] on the sphere that carries them, the free numbers all equal."""
+    rest = (dim - factors.square().sum(1, keepdim=True)).clamp(min=0) / (dim - factors.shape[1])
+    return torch.cat([factors, rest.sqrt().expand(-1, dim - factors.shape[1])], 1)
+
+
+def code_of(generator: Generator, factors: Tensor) -> Tensor:
+    """Factors [n, F] -> w [n, w_dim]."""
+    return generator.mapping(complete(factors, generator.config.w_dim).to(generator.style[1].weight))
+
+
+def loss_at(resolution: int):
+    """The loss of the generator's pictures up to a resolution."""
+
+    def loss(generator: Generator, batch: int, rng: np.random.Generator) -> dict[str, Tensor]:
+        """L1 of pictures and gradients over scales, to the face drawn from the same factors."""
+        z = draw_z(batch, rng, generator.config.w_dim).to(generator.input.input.device)
+        w = generator.mapping(z)[:, None].expand(-1, generator.config.layers, -1)
+        noise = torch.from_numpy(rng.standard_normal(tuple(w.shape), dtype=np.float32)).to(w)
+        x = generator(w + JITTER * noise, noise="none", max_resolution=resolution).float()
+        faces = world.faces(z[:, :FACTORS], generator.config.size) * 2 - 1
+        faces = F.adaptive_avg_pool2d(faces, x.shape[2:])
+        return {"total": picture_loss(x, faces, torch.ones_like(x[:, :1])), "mse": F.mse_loss(x, faces)}
+
+    return loss
+
+
+def make(out: Path, settings: Fit, device: str, config: GeneratorConfig = CONFIG) -> Path:
+    """Train it, growing, and write generator.safetensors with its average w."""
+    generator = new_generator(config)
+    for resolution, share in GROWTH.items():
+        part = replace(settings, images=max(settings.batch, round(share * settings.images)))
+        folder = out / "runs" / f"generator_{resolution}"
+        generator = fit(generator, loss_at(resolution), part, folder, device, rates={"style.": MAPPING_RATE})
+    generator.cpu()
+    save_generator(generator, out / "generator.safetensors", generator.mean_w())
+    return out / "generator.safetensors"
+
+
+def load(out: Path, device: str = "cpu") -> Generator:
+    """Of the folder that it was trained in, or of the pack, where the encoder's file carries it."""
+    file = out / "generator.safetensors"
+    return load_generator(file if file.is_file() else out / "encoder.safetensors").float().to(device)

@@ -1,0 +1,99 @@
+"""How good the miniature's networks are, on people that none of them was trained on: numbers.json."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from ...wplus_core.direction_files import load_directions
+from ...wplus_core.directions import Edit, edit
+from ...wplus_core.files import write_whole
+from . import autoencoder, encoder, generator, pictures, reader, world
+from .directions import face
+
+SEED = 2000
+STRENGTH = 2.0  # of the edits in the table of what moves what
+
+
+def psnr(x: Tensor, y: Tensor) -> float:
+    """Mean over pictures [B, 3, S, S] in 0..1, in dB."""
+    return (-10 * (x - y).square().mean((1, 2, 3)).log10()).mean().item()
+
+
+@torch.no_grad()
+def of_faces(out: Path, people: int) -> dict[str, Any]:
+    """PSNR of the generator's and the encoder's faces against the drawn ones, and the encoder's error in the code."""
+    g, e = generator.load(out), encoder.load(out)
+    z = generator.draw_z(people, np.random.default_rng(SEED), g.config.w_dim)
+    drawn = world.faces(z[:, : generator.FACTORS], g.config.size)
+    w = g.mapping(z)[:, None].expand(-1, g.config.layers, -1)
+    found = e(drawn * 2 - 1)
+    spread = (w - w.mean(0)).square().mean()
+    return {
+        "generator_psnr_db": psnr(face(g, w), drawn),
+        "encoder_psnr_db": psnr(face(g, found), drawn),
+        "encoder_code_error": ((found - w).square().mean() / spread).sqrt().item(),
+    }
+
+
+def of_reader(out: Path, people: int) -> dict[str, Any]:
+    return {"reader_correlation": rounded(reader.correlations(reader.load(out), people, SEED))}
+
+
+@torch.no_grad()
+def of_directions(out: Path, people: int) -> dict[str, Any]:
+    """What the reader sees move when an attribute is edited by STRENGTH, and when it is drawn that much stronger."""
+    g, read = generator.load(out), reader.load(out)
+    z = generator.draw_z(people, np.random.default_rng(SEED), g.config.w_dim)
+    w, factors = g.mapping(z)[:, None].expand(-1, g.config.layers, -1), z[:, : generator.FACTORS]
+    plain, drawn = read(face(g, w)), read(world.faces(factors, g.config.size))
+    table: dict[str, dict] = {"edit_moves": {}, "drawn_moves": {}}
+    for d in load_directions(out / "directions" / "drawn.safetensors"):
+        i = world.NAMES.index(d.name)
+        if world.FACTORS[i].kind == "attribute":
+            stronger = factors + STRENGTH * torch.eye(len(world.NAMES))[i]
+            table["edit_moves"][d.name] = named(read(face(g, edit(w, [Edit(d, STRENGTH)]))) - plain)
+            table["drawn_moves"][d.name] = named(read(world.faces(stronger, g.config.size)) - drawn)
+    return {"edit_strength": STRENGTH, **table}
+
+
+@torch.no_grad()
+def of_autoencoder(out: Path, people: int) -> dict[str, Any]:
+    drawn = pictures.draw(people, np.random.default_rng(SEED))["images"]
+    vae = autoencoder.load(out)
+    again = [vae.decode(vae.encode(x * 2 - 1).latent_dist.mean).sample / 2 + 0.5 for x in drawn.split(16)]
+    return {"autoencoder_psnr_db": psnr(torch.cat(again).clamp(0, 1), drawn)}
+
+
+def named(moves: Tensor) -> dict[str, float]:
+    """Factors [B, F] -> their means over the people, by name."""
+    return rounded(dict(zip(world.NAMES, moves.mean(0).tolist(), strict=True)))
+
+
+def rounded(numbers: dict[str, float]) -> dict[str, float]:
+    return {k: round(x, 3) for k, x in numbers.items()}
+
+
+MEASURES: dict[str, Callable[[Path, int], dict[str, Any]]] = {
+    "reader.safetensors": of_reader,
+    "encoder.safetensors": of_faces,
+    "pca.safetensors": of_directions,
+    "base/vae/config.json": of_autoencoder,
+}
+
+
+def make(out: Path, people: int) -> Path:
+    """Measure what is there."""
+    found: dict[str, Any] = {"people": people}
+    for file, measure in MEASURES.items():
+        if (out / file).is_file():
+            found |= measure(out, people)
+    found = {k: round(x, 4) if isinstance(x, float) else x for k, x in found.items()}
+    write_whole(out / "numbers.json", lambda p: p.write_text(json.dumps(found, indent=1) + "\n", encoding="utf-8"))
+    return out / "numbers.json"

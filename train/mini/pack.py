@@ -1,0 +1,43 @@
+"""The files of the miniature that the node pack carries: float16 safetensors, in the layouts that users' files have."""
+
+from __future__ import annotations
+
+import shutil
+from pathlib import Path
+
+from ...wplus_core.checkpoints import load_adapter, save_adapter
+from ...wplus_core.files import read
+
+WHOLE = (
+    "numbers.json",
+    "encoder.safetensors",
+    "reader.safetensors",
+    "directions/drawn.safetensors",
+    "pca.safetensors",
+    "base/tokenizer/vocab.json",
+    "base/tokenizer/merges.txt",
+    "base/tokenizer/tokenizer_config.json",
+    "base/text_encoder/config.json",
+    "base/text_encoder/model.safetensors",
+    "base/vae/config.json",
+    "base/vae/diffusion_pytorch_model.safetensors",
+    "base/unet/config.json",
+    "base/unet/diffusion_pytorch_model.safetensors",
+)
+ADAPTERS = {"adapter": "full"}
+
+
+def write(out: Path, folder: Path) -> dict[Path, int]:
+    """Copy what is done so far -> the sizes in bytes."""
+    written = []
+    for name in WHOLE:
+        if (out / name).is_file():
+            (folder / name).parent.mkdir(parents=True, exist_ok=True)
+            written.append(Path(shutil.copyfile(out / name, folder / name)))
+    for name, training in ADAPTERS.items():
+        source = out / "adapters" / f"{training}.safetensors"
+        if source.is_file():
+            kept = {k: v for k, v in read(source, "meta").metadata.items() if k in ("stage", "images", "weights")}
+            save_adapter(load_adapter(source).half(), folder / f"{name}.safetensors", kept)
+            written.append(folder / f"{name}.safetensors")
+    return {file: file.stat().st_size for file in written}

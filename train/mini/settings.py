@@ -1,0 +1,57 @@
+"""How long each part of the miniature is trained: by the core-hour on a CPU, and on a GPU in ten minutes."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from ..config import Speed
+from . import world
+from .adapters import Length
+from .fit import Fit
+
+
+@dataclass(frozen=True)
+class Settings:
+    """The lengths of the parts, by name. pictures: how many are drawn. people: how many things are measured on.
+
+    directions: the factors that get one.
+    """
+
+    generator: Fit = Fit(80_000, 8, 2e-2, every=2000)
+    reader: Fit = Fit(24_000, 16, 2e-3, every=2000)
+    encoder: Fit = Fit(24_000, 8, 1e-3, every=2000)
+    judge: Fit = Fit(24_000, 16, 2e-3, every=1600)
+    pictures: int = 8192
+    text: Fit = Fit(6400, 16, 5e-4, every=1600)
+    autoencoder: Fit = Fit(48_000, 8, 1e-3, every=1600)
+    unet: Fit = Fit(64_000, 16, 1e-3, every=1600)
+    adapters: Length = Length(8000, 8000)
+    people: int = 256
+    directions: tuple[str, ...] = world.NAMES
+
+
+CPU = Settings()
+GPU = Settings(
+    generator=Fit(1_000_000, 64, 2e-2, every=100_000),
+    reader=Fit(500_000, 128, 1e-3, every=100_000),
+    encoder=Fit(500_000, 128, 2e-3, every=100_000),
+    judge=Fit(500_000, 128, 2e-3, every=100_000),
+    pictures=65_536,
+    text=Fit(50_000, 128, 5e-4, every=50_000),
+    autoencoder=Fit(300_000, 64, 1e-3, every=100_000),
+    unet=Fit(3_000_000, 256, 1e-3, every=200_000),
+    adapters=Length(128_000, 128_000, 64, 5e-4, Speed("bf16", channels_last=True)),
+)
+TINY = Settings(
+    generator=Fit(4, 2, 2e-3),
+    reader=Fit(4, 2, 1e-3),
+    encoder=Fit(4, 2, 1e-3),
+    judge=Fit(4, 2, 1e-3),
+    pictures=32,
+    text=Fit(4, 2, 5e-4),
+    autoencoder=Fit(4, 2, 1e-3),
+    unet=Fit(4, 2, 1e-3),
+    adapters=Length(4, 4, 2),
+    people=48,
+    directions=("smile",),
+)
