@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
@@ -21,6 +22,9 @@ from . import world
 CODES = 4  # labelled ones for each person of the settings
 MARGIN = 0.5  # faces nearer to the middle than this many deviations are no example of either side
 COMPONENTS = 48
+LEAST = 0.9  # cross-validated accuracy below which the generator has not learned the factor, and there is no direction
+
+log = logging.getLogger(__name__)
 
 
 def labelled(generator: Generator, n: int, seed: int = 7) -> tuple[Tensor, Tensor]:
@@ -56,13 +60,18 @@ def face(generator: Generator, w: Tensor) -> Tensor:
     return (generator(w, noise="none") / 2 + 0.5).clamp(0, 1)
 
 
-def make(out: Path, people: int, names: tuple[str, ...] = world.NAMES) -> Path:
+def make(out: Path, people: int, names: tuple[str, ...] = world.NAMES, least: float = LEAST) -> Path:
     """Fit one for each name, the attributes first; write directions/drawn.safetensors and pca.safetensors."""
     generator, read = generators.load(out), readers.load(out)
     (w, factors), some = labelled(generator, CODES * people), slice(people // 8)
     order = sorted(map(world.NAMES.index, names), key=lambda i: world.FACTORS[i].kind != "attribute")
+    results = {i: found(w, factors, i) for i in order}
+    if unlearned := [str(r) for r in results.values() if r.accuracy < least]:
+        log.warning("no directions for what the generator's codes do not tell: %s", "; ".join(unlearned))
     directions = [
-        calibrated(found(w, factors, i).direction, i, generator, read, w[some], factors[some]) for i in order
+        calibrated(r.direction, i, generator, read, w[some], factors[some])
+        for i, r in results.items()
+        if r.accuracy >= least
     ]
     save_directions(directions, out / "directions" / "drawn.safetensors")
     save_directions(pca(generator, COMPONENTS), out / "pca.safetensors")

@@ -14,6 +14,7 @@ from torch import Tensor
 from ...wplus_core.direction_files import load_directions
 from ...wplus_core.directions import Edit, edit
 from ...wplus_core.files import write_whole
+from ...wplus_core.stylegan2 import Generator
 from . import autoencoder, encoder, generator, pictures, reader, world
 from .directions import face
 
@@ -27,19 +28,27 @@ def psnr(x: Tensor, y: Tensor) -> float:
 
 
 @torch.no_grad()
-def of_faces(out: Path, people: int) -> dict[str, Any]:
-    """PSNR of the generator's and the encoder's faces against the drawn ones, and the encoder's error in the code."""
-    g, e = generator.load(out), encoder.load(out)
-    z = generator.draw_z(people, np.random.default_rng(SEED), g.config.w_dim)
-    drawn = world.faces(z[:, : generator.FACTORS], g.config.size)
-    w = g.mapping(z)[:, None].expand(-1, g.config.layers, -1)
-    found = e(drawn * 2 - 1)
-    spread = (w - w.mean(0)).square().mean()
-    return {
-        "generator_psnr_db": psnr(face(g, w), drawn),
-        "encoder_psnr_db": psnr(face(g, found), drawn),
-        "encoder_code_error": ((found - w).square().mean() / spread).sqrt().item(),
-    }
+def of_generator(out: Path, people: int) -> dict[str, Any]:
+    """PSNR of the generator's faces against the drawn ones."""
+    g, w, factors = people_of(out, people)
+    return {"generator_psnr_db": psnr(face(g, w), world.faces(factors, g.config.size))}
+
+
+@torch.no_grad()
+def of_encoder(out: Path, people: int) -> dict[str, Any]:
+    """PSNR of the faces that come back through encoder and generator, and the error in the code by W's spread."""
+    g, w, factors = people_of(out, people)
+    drawn = world.faces(factors, g.config.size)
+    found = encoder.load(out)(drawn * 2 - 1)
+    error = (found - w).square().mean() / (w - w.mean(0)).square().mean()
+    return {"encoder_psnr_db": psnr(face(g, found), drawn), "encoder_code_error": error.sqrt().item()}
+
+
+def people_of(out: Path, count: int) -> tuple[Generator, Tensor, Tensor]:
+    """The generator, and people's codes [count, L, w_dim] and factors [count, F]."""
+    g = generator.load(out)
+    z = generator.draw_z(count, np.random.default_rng(SEED), g.config.w_dim)
+    return g, g.mapping(z)[:, None].expand(-1, g.config.layers, -1), z[:, : generator.FACTORS]
 
 
 def of_reader(out: Path, people: int) -> dict[str, Any]:
@@ -49,9 +58,7 @@ def of_reader(out: Path, people: int) -> dict[str, Any]:
 @torch.no_grad()
 def of_directions(out: Path, people: int) -> dict[str, Any]:
     """What the reader sees move when an attribute is edited by STRENGTH, and when it is drawn that much stronger."""
-    g, read = generator.load(out), reader.load(out)
-    z = generator.draw_z(people, np.random.default_rng(SEED), g.config.w_dim)
-    w, factors = g.mapping(z)[:, None].expand(-1, g.config.layers, -1), z[:, : generator.FACTORS]
+    (g, w, factors), read = people_of(out, people), reader.load(out)
     plain, drawn = read(face(g, w)), read(world.faces(factors, g.config.size))
     table: dict[str, dict] = {"edit_moves": {}, "drawn_moves": {}}
     for d in load_directions(out / "directions" / "drawn.safetensors"):
@@ -82,7 +89,8 @@ def rounded(numbers: dict[str, float]) -> dict[str, float]:
 
 MEASURES: dict[str, Callable[[Path, int], dict[str, Any]]] = {
     "reader.safetensors": of_reader,
-    "encoder.safetensors": of_faces,
+    "generator.safetensors": of_generator,
+    "encoder.safetensors": of_encoder,
     "pca.safetensors": of_directions,
     "base/vae/config.json": of_autoencoder,
 }

@@ -5,8 +5,9 @@ from __future__ import annotations
 import shutil
 from pathlib import Path
 
-from ...wplus_core.checkpoints import load_adapter, save_adapter
+from ...wplus_core.checkpoints import load_adapter, save_adapter, save_generator
 from ...wplus_core.files import read
+from . import generator as generators
 
 WHOLE = (
     "numbers.json",
@@ -28,8 +29,13 @@ ADAPTERS = {"adapter": "full"}
 
 
 def write(out: Path, folder: Path) -> dict[Path, int]:
-    """Copy what is done so far -> the sizes in bytes."""
+    """Copy what is done so far -> the sizes in bytes. The encoder's file has the generator in it, once there is one."""
     written = []
+    alone = folder / "generator.safetensors"
+    alone.unlink(missing_ok=True)
+    if not (out / "encoder.safetensors").is_file():
+        save_generator(generators.load(out).half(), alone)
+        written.append(alone)
     for name in WHOLE:
         if (out / name).is_file():
             (folder / name).parent.mkdir(parents=True, exist_ok=True)

@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from ..config import Speed
 from . import world
 from .adapters import Length
+from .directions import LEAST
 from .fit import Fit
 
 
@@ -14,7 +15,7 @@ from .fit import Fit
 class Settings:
     """The lengths of the parts, by name. pictures: how many are drawn. people: how many things are measured on.
 
-    directions: the factors that get one.
+    directions: the factors that get one, if the codes tell them with at least this accuracy.
     """
 
     generator: Fit = Fit(80_000, 8, 2e-2, every=2000)
@@ -28,6 +29,7 @@ class Settings:
     adapters: Length = Length(8000, 8000)
     people: int = 256
     directions: tuple[str, ...] = world.NAMES
+    least_accuracy: float = LEAST
 
 
 CPU = Settings()
@@ -54,4 +56,5 @@ TINY = Settings(
     adapters=Length(4, 4, 2),
     people=48,
     directions=("smile",),
+    least_accuracy=0.0,
 )
