@@ -192,15 +192,17 @@ def start(config: Config, run: RunFolder, stream: Stream, device: torch.device) 
 
 def first_adapter(config: Config, unet: nn.Module, stream: Stream) -> WPlusAdapter:
     """The adapter that a run begins with: a file's, or a new one for this UNet and these codes."""
-    layers, w_dim = stream.sources[0].w(0).shape
+    source = stream.sources[0]
+    layers, w_dim = source.index.w_layers, source.w(0).shape[1]
     if config.adapter is None:
         return new_adapter(unet, layers, config.parallel, config.seed, w_dim)
     adapter = owned(config.adapter)
-    if adapter.config.w_layers != layers or adapter.config.parallel != config.parallel:
+    has, wanted = adapter.config, (layers, w_dim, config.parallel)
+    if (has.w_layers, has.w_dim, has.parallel) != wanted:
         raise FileError(
             config.adapter,
-            f"reads codes of {adapter.config.w_layers} layers, parallel = {adapter.config.parallel}; the data have "
-            f"{layers} layers, parallel = {config.parallel} is set",
+            f"reads codes of {has.w_layers} layers x {has.w_dim}, parallel = {has.parallel}; the data have "
+            f"{layers} layers x {w_dim}, parallel = {config.parallel} is set",
             "Choose data, adapter and --parallel that belong together",
         )
     return adapter
