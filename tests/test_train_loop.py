@@ -27,10 +27,12 @@ from comfyui_wplus.wplus_core.files import read
 from safetensors.torch import load_file, save_file
 from torch.utils._python_dispatch import TorchDispatchMode
 from training import (
+    LAYERS,
     everything,
     exit_code,
     small_config,
     small_dataset,
+    small_unet,
     small_world,
     start_process,
     train_and_die,
@@ -408,6 +410,10 @@ def test_weights_and_data_that_do_not_belong_together_are_refused(world, whole, 
     (other / "index.json").write_text(json.dumps(index | {"w_layers": 18}))
     with pytest.raises(FileError, match="18 layers"):
         loop.train(small_config({**world, "data": (other,)}, tmp_path / "b", adapter=file))
+    narrow = tmp_path / "narrow.safetensors"
+    loop.save_adapter(loop.new_adapter(small_unet(), LAYERS, w_dim=64), narrow, {})
+    with pytest.raises(FileError, match=f"{LAYERS} layers x 64"):
+        loop.train(small_config(world, tmp_path / "c", adapter=narrow))
 
 
 def test_a_line_of_statistics_cut_short_is_left_out(tmp_path):
