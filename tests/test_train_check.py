@@ -84,7 +84,8 @@ DAMAGES = {
     "bright": (lambda f: change(f, face=put((3, 1), 1.5)), "`face` outside 0..1.*3.png"),
     "faceless": (lambda f: change(f, face=put((0,), 0)), "no face in `face` in 1 of 4 samples .0.png"),
     "shape": (lambda f: change(f, text=lambda x: x[:, :50]), r"text is \[4, 50, 768\], expected \[4, 77, 768\]"),
-    "layers": (lambda f: change(f, w=lambda x: x[:, :2]), r"w is \[4, 2, 512\], expected \[4, 4, 512\]"),
+    "layers": (lambda f: change(f, w=lambda x: x[:, :2]), r"w is \[4, 2, 512\], expected \[4, 4, any\]"),
+    "width": (lambda f: change(f, w=lambda x: x[..., :64]), r"00001.*w is \[2, 4, 512\], expected \[2, 4, 64\]"),
     "no w": (lambda f: change(f, w=None), "it has no .'w'"),
     "rows": (lambda f: change(f, face=lambda x: x[:3]), r"face is \[3, 2, 1, 16, 16\], expected \[4, any, 1, 16, 16\]"),
     "counts": (lambda f: change_index(f, shards=[{"file": "shard-00000.safetensors", "count": 3}]), "says 3 samples"),
@@ -115,6 +116,13 @@ def test_planted_damage_is_found_and_nothing_else(folder, capsys, damage):
     said = capsys.readouterr().out
     assert re.search(message, said), said
     assert len(said.splitlines()) == 1 and str(folder) in said
+
+
+def test_codes_of_any_width_are_right_if_all_have_it(tmp_path, capsys):
+    rng = torch.Generator().manual_seed(0)
+    samples = [sample(rng, text=True) for _ in range(6)]
+    write_dataset(tmp_path, [x | {"w": x["w"][:, :64]} for x in samples], PROMPTS, shard=4)
+    assert check(tmp_path) == 0 and f"codes [{LAYERS}, 64]" in capsys.readouterr().out
 
 
 def test_a_set_without_captions_needs_prompts(tmp_path, capsys):

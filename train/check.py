@@ -59,7 +59,8 @@ def faults(folder: Path) -> Iterator[str]:
         except FileError as e:
             yield f"{path}: {e.problem}. {DAMAGED}"
             continue
-        found = list(shard_faults(data, tensors, rows, shard["count"]))
+        width = codes[0].shape[-1] if codes else None
+        found = list(shard_faults(data, tensors, rows, shard["count"], width))
         yield from (f"{path}: {problem}. {DAMAGED}" for problem in found)
         codes += [] if found else [tensors["w"].float()]
     if codes:
@@ -76,11 +77,14 @@ def prompt_faults(data: Prepared) -> Iterator[str]:
         yield f'{data.folder}: its samples have no captions, and there are no prompts but "". {AGAIN}'
 
 
-def shard_faults(data: Prepared, tensors: dict[str, Tensor], rows: list[dict], count: int) -> Iterator[str]:
+def shard_faults(
+    data: Prepared, tensors: dict[str, Tensor], rows: list[dict], count: int, width: int | None
+) -> Iterator[str]:
+    """width: of the codes in the shards before, None for any."""
     index = data.index
     h, w = index.latent_size
     text = tuple(data.prompts.shape[1:])
-    shapes = {"w": (index.w_layers, 512), "text": text, "latents": (None, 8, h, w), "face": (None, 1, h, w)}
+    shapes = {"w": (index.w_layers, width), "text": text, "latents": (None, 8, h, w), "face": (None, 1, h, w)}
     shapes |= {"mask": (1, None, None), "to_mask": (3, 3), "picture_ends": ()}
     needed = {"picture", "picture_ends", "mask", "to_mask"} if data.views else {"latents"}
     if missing := (needed | {"w"}) - tensors.keys():
@@ -153,7 +157,7 @@ def describe(data: Prepared) -> str:
     lines = [
         f"{data.folder}: {len(data)} samples in {len(index.shards)} shards, nothing wrong",
         f"  {kept}; latent size {index.latent_size[0]} x {index.latent_size[1]}, {text}",
-        f"  codes [{index.w_layers}, 512]: mean {w.mean():.3f}, spread {spread:.3f}, {len(w.unique(dim=0))} different",
+        f"  codes {list(w.shape[1:])}: mean {w.mean():.3f}, spread {spread:.3f}, {len(w.unique(dim=0))} different",
     ]
     return "\n".join(lines)
 
