@@ -149,6 +149,14 @@ def test_a_base_is_a_single_file_checkpoint(single_file, name):
     assert len(new_adapter(unet).layers) == 16
 
 
+def test_a_unet_with_a_missing_tensor_is_refused(single_file):
+    state, folder = single_file
+    del state["model.diffusion_model.middle_block.1.transformer_blocks.0.norm3.bias"]
+    save_file(state, folder / "part.safetensors")
+    with pytest.raises(FileError, match=f"its UNet has {len(state)} tensors, expected {len(state) + 1}"):
+        load_unet(folder / "part.safetensors")
+
+
 def test_another_checkpoint_is_no_base(tmp_path):
     save_file({"x.weight": torch.zeros(2)}, tmp_path / "x.safetensors")
     with pytest.raises(FileError, match="no diffusion model"):

@@ -95,13 +95,17 @@ def single_file_unet(path: Path, dtype: torch.dtype) -> UNet2DConditionModel:
         raise FileError(path, "this is no SD checkpoint: it has no diffusion model in it", "Choose an SD1.x checkpoint")
     with TemporaryDirectory() as folder:
         Path(folder, "config.json").write_text(json.dumps(sd1_config(path, state)))
-        return UNet2DConditionModel.from_single_file(
+        unet = UNet2DConditionModel.from_single_file(
             with_prefix(SINGLE_FILE, state),
             config=folder,
             torch_dtype=dtype,
             local_files_only=True,
             low_cpu_mem_usage=False,
         )
+    wanted = len(unet.state_dict())
+    if len(state) != wanted:  # diffusers would leave what is missing random
+        raise FileError(path, f"its UNet has {len(state)} tensors, expected {wanted}", "Choose an unmodified file")
+    return unet
 
 
 def sd1_config(path: Path, state: dict[str, Tensor]) -> dict:
