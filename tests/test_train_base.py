@@ -72,6 +72,13 @@ def test_a_text_encoder_is_the_same_from_a_checkpoint(bases, file):
     assert not torch.equal(got[0], got[1])
 
 
+def test_a_tokenizer_as_transformers_saves_it(bases, tmp_path):
+    wanted = load_text_encoder(bases / "base")
+    wanted.tokenizer.save_pretrained(tmp_path)
+    assert (tmp_path / "tokenizer.json").is_file()
+    assert torch.equal(load_text_encoder(bases / "base", tokenizer=tmp_path)(PROMPTS), wanted(PROMPTS))
+
+
 def test_what_is_missing_is_said_with_the_remedy(bases, tmp_path):
     with pytest.raises(FileError, match="comfy/sd1_tokenizer"):
         load_text_encoder(bases / "base.safetensors")

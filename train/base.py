@@ -123,8 +123,10 @@ def load_text_encoder(
 
 def load_tokenizer(folder: Path) -> CLIPTokenizer:
     folder = folder if folder.is_dir() else folder.parent
-    if not ((folder / "vocab.json").is_file() and (folder / "merges.txt").is_file()):
-        raise FileError(folder, "CLIP's tokenizer (vocab.json and merges.txt) is not here", TOKENIZER)
+    names = {path.name for path in folder.iterdir()} if folder.is_dir() else set()
+    if "tokenizer.json" not in names and not {"vocab.json", "merges.txt"} <= names:
+        problem = "CLIP's tokenizer (vocab.json and merges.txt, or tokenizer.json) is not here"
+        raise FileError(folder, problem, TOKENIZER)
     return CLIPTokenizer.from_pretrained(folder, local_files_only=True)
 
 
