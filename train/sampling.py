@@ -17,7 +17,7 @@ from torch import Tensor
 
 from ..wplus_core.adapter import WPlusAdapter
 from ..wplus_core.errors import WPlusError
-from .attention import Residual, WPlusAttnProcessor, install
+from .attention import Residual, install
 from .base import LATENT_CHANNELS
 from .draws import normal, stream
 from .model import Float32Weights
@@ -63,8 +63,7 @@ def sample(
     """
     settings = settings or Sampling()
     parallel = adapter is not None and adapter.config.parallel
-    if not installed(unet, parallel):
-        install(unet, parallel)
+    install(unet, parallel)
     dtype, device, guided = unet.dtype, unet.device, settings.guidance != 1
     w, c, uncond, z = (x.to(device) for x in (w, c, uncond, noise.float()))
     if guided:
@@ -82,12 +81,6 @@ def sample(
             eps = without + settings.guidance * (eps - without)
         z = scheduler.step(eps, t, z).prev_sample
     return z
-
-
-def installed(unet: UNet2DConditionModel, parallel: bool) -> bool:
-    """Whether the processors are ours already: new ones would make torch.compile start again."""
-    processors = unet.attn_processors.values()
-    return all(isinstance(p, WPlusAttnProcessor) and p.parallel == parallel for p in processors)
 
 
 def residual(adapter: WPlusAdapter, w: Tensor, scale: float, dtype: torch.dtype) -> Residual:

@@ -54,7 +54,7 @@ def caption(labels: list[int]) -> str:
     """The caption of one row of label numbers."""
     if labels[0] < 0:
         return world.NEUTRAL
-    return scenes._caption(*(values[i] for values, i in zip(scenes.LABELS.values(), labels, strict=True)))
+    return scenes.caption(labels)
 
 
 def make(out: Path, count: int, device: str, seed: int = 11) -> Path:
