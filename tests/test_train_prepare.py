@@ -5,6 +5,8 @@ import os
 import re
 import shutil
 import signal
+import subprocess
+import sys
 from functools import lru_cache
 
 import pytest
@@ -72,10 +74,14 @@ def world(tmp_path_factory):
 
 
 def run(world, kind, out, *options, photos="photos", size=SIZE):
+    return main(arguments(world, kind, out, *options, photos=photos, size=size))
+
+
+def arguments(world, kind, out, *options, photos="photos", size=SIZE):
     files = [str(world[photos]), str(out), "--base", str(world["base"]), "--workers", "0", "--size", str(size)]
     faces = ["--encoder", str(world["encoder"]), "--parser", str(world["parser"])]
     faces = faces if kind != "synthetic" else []
-    return main(["prepare", kind, *files, *faces, "--shard", "3", "--batch", "2", *options])
+    return ["prepare", kind, *files, *faces, "--shard", "3", "--batch", "2", *options]
 
 
 def contents(folder):
@@ -95,8 +101,11 @@ def few(world):
     return world["folder"] / "few_set"
 
 
+FEW = ("--variants", "2", "--shard", "1")
+
+
 def run_few(world, out, *options, photos="few"):
-    return run(world, "wild", out, "--variants", "2", "--shard", "1", *options, photos=photos)
+    return run(world, "wild", out, *FEW, *options, photos=photos)
 
 
 @pytest.fixture(scope="module")
@@ -223,6 +232,15 @@ def test_two_ranks_make_the_set_of_one(world, few, tmp_path, monkeypatch, capsys
         assert run_few(world, tmp_path / "out") == 0
         assert (tmp_path / "out" / "index.json").is_file() == (rank == "0")
     assert "2 of 3 shards are still to be done" in capsys.readouterr().out
+    assert contents(tmp_path / "out") == contents(few)
+
+
+def test_accelerate_launch_shares_the_pictures_out(world, few, tmp_path):
+    launch = [sys.executable, "-m", "accelerate.commands.launch", "--cpu", "--num_processes", "2"]
+    launch += ["--num_machines", "1", "--mixed_precision", "no", "--dynamo_backend", "no", "--main_process_port", "0", "--module"]
+    command = arguments(world, "wild", tmp_path / "out", *FEW, photos="few")
+    done = subprocess.run([*launch, "comfyui_wplus.train", *command], capture_output=True, text=True)
+    assert done.returncode == 0, done.stdout[-2000:] + done.stderr[-4000:]
     assert contents(tmp_path / "out") == contents(few)
 
 
