@@ -7,9 +7,12 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from comfyui_wplus.train.mini import generator, numbers, pack, pictures, scenes, text, world
+from comfyui_wplus.train.measures import Picture, Shown
+from comfyui_wplus.train.mini import evaluation, generator, numbers, pack, pictures, scenes, text, witness, world
 from comfyui_wplus.train.mini.__main__ import make_parts, parts
+from comfyui_wplus.train.mini.evaluation import Bench, Size
 from comfyui_wplus.train.mini.fit import Fit, fit
+from comfyui_wplus.train.mini.judge import Judge, Seen
 from comfyui_wplus.train.mini.settings import TINY
 from comfyui_wplus.wplus_core.adapter import AdapterConfig
 from comfyui_wplus.wplus_core.checkpoints import load_adapter, load_encoder, load_generator
@@ -21,7 +24,7 @@ from transformers import CLIPTokenizer
 MINIATURE = Path(__file__).parents[1] / "miniature"
 SMALL = GeneratorConfig(channels=(8, 8, 8), w_dim=64, mapping_layers=1)
 LOSS = generator.loss_at(16)
-THROUGH_STAGE2 = 13  # parts; the ablations after them are the same code with other settings
+THROUGH_STAGE2 = 14  # parts; the ablations after them are the same code with other settings
 
 
 @pytest.fixture(scope="module")
@@ -49,7 +52,7 @@ def test_the_adapter_fits_the_miniatures_own_encoder_and_unet(out):
     config = load_adapter(out / "adapters" / "full.safetensors").config
     encoder = load_encoder(out / "encoder.safetensors").config
     assert (config.w_layers, config.w_dim) == (encoder.layers, encoder.w_dim) == (10, 64)
-    assert config == AdapterConfig((64, 128, 128, 128, 64, 64, 128), (2, 5, 8, 10), w_dim=64)
+    assert config == AdapterConfig((64, 128, 128, 128, 64, 64, 128), (2, 5, 8, 10), w_dim=64, heads=2)
 
 
 def test_the_pack_is_what_the_loader_looks_for(out, tmp_path):
@@ -58,6 +61,76 @@ def test_the_pack_is_what_the_loader_looks_for(out, tmp_path):
     assert {"encoder.safetensors", "adapter.safetensors", "base/unet/config.json", "numbers.json"} <= written
     assert load_generator(tmp_path / "encoder.safetensors").config == generator.CONFIG
 
+
+def test_the_evaluation_measures_what_is_trained_and_writes_its_tables(out, tmp_path):
+    size = Size(4, 2, 2, 1, 3, strengths=(1.0, 2.0), scales=(0.0, 1.0), steps=2, batch=4)
+    results = evaluation.measure(Bench(out, size, "cpu"))
+    painted = {path: path.stat().st_mtime_ns for path in (out / "evaluation").rglob("*.png")}
+    again = evaluation.measure(Bench(out, size, "cpu"))
+    assert again == results
+    assert painted == {path: path.stat().st_mtime_ns for path in (out / "evaluation").rglob("*.png")}
+
+    assert list(results["variants"]) == ["drawn", "full", "lambda0"]
+    full = results["variants"]["full"]
+    assert full["pictures"] == 20 and 0 <= full["text_agreement"] <= 1 and full["id"] > 0
+    assert results["scales"]["0"]["retrieval_top1"] <= 1 and set(results["edit_curves"]["smile"]) == {"+1", "+2"}
+
+    page = tmp_path / "miniature.md"
+    page.write_text("before\n", encoding="utf-8")
+    with pytest.raises(WPlusError, match="no place for the tables"):
+        evaluation.write(results, tmp_path)
+    page.write_text(f"before\n{evaluation.BEGIN}old\n{evaluation.END}after\n", encoding="utf-8")
+    evaluation.write(results, tmp_path)
+    text = page.read_text(encoding="utf-8")
+    assert text.startswith("before\n") and text.endswith("after\n") and "old" not in text
+    assert "| lambda0 |" in text and json.loads((tmp_path / "miniature.json").read_text())["variants"]["full"] == full
+
+
+def test_an_evaluation_without_an_adapter_says_what_is_missing(out, tmp_path):
+    for path in out.iterdir():
+        if path.name not in ("adapters", "evaluation"):
+            (tmp_path / path.name).symlink_to(path)
+    with pytest.raises(WPlusError, match="stage1 and full first"):
+        evaluation.measure(Bench(tmp_path, Size(people=2), "cpu"))
+
+
+class Omniscient(Judge):
+    """Sees in a picture of one grey what its list has at that grey."""
+
+    def __init__(self, seen: list[Seen]):
+        super().__init__()
+        self.seen = seen
+
+    def forward(self, x):
+        rows = [self.seen[round(float(p.mean()) * 100)] for p in x]
+        labels = {k: torch.stack([r.labels[k] for r in rows]) for k in scenes.LABELS}
+        return Seen(*(torch.stack([getattr(r, k) for r in rows]) for k in ("person", "factors", "points")), labels)
+
+
+def test_the_witness_counts_what_the_judge_sees(monkeypatch):
+    monkeypatch.setattr(witness, "exactness", lambda network: torch.ones(len(witness.WHO)))
+    people, prompt = world.sample(3, np.random.default_rng(0)), next(iter(witness.PROMPTS))
+    right = witness.PROMPTS[prompt]
+
+    def seen(factors, person=1.0, wrong=0):
+        values = [n if i >= wrong else (n + 1) % 3 for i, n in enumerate(right)]
+        hot = {k: torch.eye(len(v))[n] for n, (k, v) in zip(values, scenes.LABELS.items(), strict=True)}
+        return Seen(torch.tensor(person), factors, torch.zeros(5, 2), hot)
+
+    smiling = people[1] + 2 * torch.eye(len(world.NAMES))[world.NAMES.index("smile")]
+    judge = Omniscient([seen(people[1]), seen(smiling), seen(people[2], -1.0, wrong=3)])
+    look = witness.Witness(judge, people)
+    grey = [Picture(str(i), torch.full((3, 128, 128), i / 100)) for i in range(3)]
+    found = look([
+        Shown(grey[0], prompt, "001"),
+        Shown(grey[1], prompt, "001", before=grey[0], edit="smile", strength=2.0),
+        Shown(grey[2], prompt, "001"),
+    ])  # fmt: skip
+    assert found["text_agreement"] == [1, 1, 0.5] and found["detection"] == [1, 1, 0]
+    assert found["top1"] == [1, 1, 0] and found["id"][:2] == [0, 0] and found["id"][2] > 0.2
+    assert found["moved_smile"][1] == pytest.approx(2) and np.isnan(found["moved_smile"][0])
+    assert found["moved_age"][1] == found["moved_identity"][1] == 0
+    assert look.points(grey[2]) is None and look.points(grey[0]) is not None
 
 
 @pytest.mark.parametrize("killed_after", [1, 3])

@@ -50,6 +50,14 @@ def plain_scenes(n, seed=1, **labels):
     return replace(sample_scenes(n, rng(seed)), **numbers)
 
 
+def test_points_in_the_crop_are_where_the_alignment_puts_them():
+    """FFHQ's crop is centred a tenth of the way from the eyes to the mouth, and four eye distances wide or more."""
+    points = world.points_in_crop(world.sample(20, np.random.default_rng(1)), 64)
+    eyes, mouth = points[:, :2].mean(1), points[:, 3:].mean(1)
+    assert torch.allclose(eyes + 0.1 * (mouth - eyes), torch.full((20, 2), 31.5), atol=1e-3)
+    assert ((points[:, 1] - points[:, 0]).norm(dim=1) <= 16.01).all()
+
+
 def test_the_seed_decides_everything():
     z, s = world.sample(3, rng(4)), sample_scenes(3, rng(4))
     again = scenes(world.sample(3, rng(4)), sample_scenes(3, rng(4)), 64)
@@ -136,7 +144,7 @@ def test_landmarks_give_the_crop_that_faces_draws():
 def test_the_face_has_the_size_and_place_of_its_scene():
     s = sample_scenes(300, rng())
     points = landmarks(people(300), s, 100)
-    assert 0.25 <= s.height.min() < 0.27 and 0.48 < s.height.max() <= 0.5
+    assert 0.38 <= s.height.min() < 0.4 and 0.58 < s.height.max() <= 0.6
     assert points.min() > 2 and points.max() < 97
     middle = points[:, [0, 1, 3, 4]].mean(1)
     assert (middle - torch.stack([s.x, s.y], 1) * 100).abs().max() < 14

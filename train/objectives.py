@@ -57,7 +57,7 @@ class Objective:
         zt = add_noise(batch.z0, batch.noise, batch.t)
         targets = without_gradient(model, zt, batch, bool(self.disen), bool(self.reg))
         eps = model(zt, batch.t, batch.c, batch.w)
-        losses = {"rec": reconstruction(eps, batch, self.min_snr)}
+        losses = {"rec": reconstruction(eps, batch.noise, batch.t, self.min_snr)}
         if self.disen:
             losses["disen"] = disentanglement(eps, targets["disen"], batch.face)
         if self.reg:
@@ -80,12 +80,12 @@ def without_gradient(model: Model, zt: Tensor, batch: Batch, disen: bool, reg: b
     return dict(zip(passes, model(zt, t, c, w, scale).chunk(n), strict=True))
 
 
-def reconstruction(eps: Tensor, batch: Batch, min_snr: float = 0.0) -> Tensor:
+def reconstruction(eps: Tensor, noise: Tensor, t: Tensor, min_snr: float = 0.0) -> Tensor:
     """|| noise - eps ||^2; with min-SNR each row's weight is min(SNR, gamma) / SNR (eps-prediction)."""
     if not min_snr:
-        return F.mse_loss(eps, batch.noise)
-    ratio = snr(batch.t)
-    return ((eps - batch.noise).square().flatten(1).mean(1) * ratio.clamp(max=min_snr) / ratio).mean()
+        return F.mse_loss(eps, noise)
+    ratio = snr(t)
+    return ((eps - noise).square().flatten(1).mean(1) * ratio.clamp(max=min_snr) / ratio).mean()
 
 
 def disentanglement(eps: Tensor, eps_hat: Tensor, face: Tensor) -> Tensor:

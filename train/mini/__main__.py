@@ -24,6 +24,7 @@ from . import (
     adapters,
     autoencoder,
     base,
+    critic,
     directions,
     encoder,
     generator,
@@ -31,7 +32,6 @@ from . import (
     numbers,
     pack,
     pictures,
-    reader,
     settings,
     text,
 )
@@ -42,8 +42,9 @@ log = logging.getLogger(__name__)
 def parts(out: Path, s: settings.Settings, device: str) -> dict[str, tuple[Path, Callable[[], Path]]]:
     """By name, in order: the file that tells that the part is done, and what makes it."""
     table = {
+        "critic": ("critic.safetensors", lambda: critic.make(out, s.critic, device)),
         "generator": ("generator.safetensors", lambda: generator.make(out, s.generator, device)),
-        "reader": ("reader.safetensors", lambda: reader.make(out, s.reader, s.people, device)),
+        "judge": ("judge.safetensors", lambda: judge.make(out, s.judge, device)),
         "encoder": ("encoder.safetensors", lambda: encoder.make(out, s.encoder, device)),
         "directions": ("pca.safetensors", lambda: directions.make(out, s.people, s.directions, s.least_accuracy)),
         "pictures": ("pictures/truth.safetensors", lambda: pictures.make(out, s.pictures, device)),
@@ -56,7 +57,6 @@ def parts(out: Path, s: settings.Settings, device: str) -> dict[str, tuple[Path,
         table[f"{name}_data"] = f"data/{name}/index.json", lambda name=name: adapters.make_data(out, name, device)
     for name in adapters.TRAININGS:
         table[name] = f"adapters/{name}.safetensors", lambda name=name: adapters.make(out, name, s.adapters)
-    table["judge"] = "judge.safetensors", lambda: judge.make(out, s.judge, s.people, device)
     return {name: (out / file, make) for name, (file, make) in table.items()}
 
 

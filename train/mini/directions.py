@@ -16,10 +16,10 @@ from ...wplus_core.directions import Direction
 from ...wplus_core.finding import Found, find_direction, pca
 from ...wplus_core.stylegan2 import Generator
 from . import generator as generators
-from . import reader as readers
+from . import judge as judges
 from . import world
 
-CODES = 4  # labelled ones for each person of the settings
+CODES = 64  # labelled ones for each person of the settings
 MARGIN = 0.5  # faces nearer to the middle than this many deviations are no example of either side
 COMPONENTS = 48
 LEAST = 0.9  # cross-validated accuracy below which the generator has not learned the factor, and there is no direction
@@ -45,7 +45,7 @@ def found(w: Tensor, factors: Tensor, number: int) -> Found:
 def calibrated(
     direction: Direction, number: int, generator: Generator, read: Callable, w: Tensor, factors: Tensor
 ) -> Direction:
-    """With the unit at which edited pictures differ, to the reader, as drawn ones do by one deviation of the factor.
+    """With the unit at which edited pictures differ, to the judge, as drawn ones do by one deviation of the factor.
 
     w and factors: some people's codes [B, L, w_dim] and factors [B, F].
     """
@@ -62,7 +62,7 @@ def face(generator: Generator, w: Tensor) -> Tensor:
 
 def make(out: Path, people: int, names: tuple[str, ...] = world.NAMES, least: float = LEAST) -> Path:
     """Fit one for each name, the attributes first; write directions/drawn.safetensors and pca.safetensors."""
-    generator, read = generators.load(out), readers.load(out)
+    generator, read = generators.load(out), judges.load(out).read_face
     (w, factors), some = labelled(generator, CODES * people), slice(people // 8)
     order = sorted(map(world.NAMES.index, names), key=lambda i: world.FACTORS[i].kind != "attribute")
     results = {i: found(w, factors, i) for i in order}

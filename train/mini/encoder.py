@@ -6,7 +6,6 @@ from pathlib import Path
 
 import numpy as np
 import torch
-import torch.nn.functional as F
 from torch import Tensor
 
 from ...wplus_core.checkpoints import load_encoder, save_encoder
@@ -15,11 +14,11 @@ from ...wplus_core.refine import picture_loss
 from ...wplus_core.stylegan2 import Generator
 from . import generator as generators
 from . import world
+from .critic import moved
 from .fit import Fit, fit
 
-UNITS, CHANNELS = (1, 2, 2, 1), (32, 48, 64, 64)
+UNITS, CHANNELS = (1, 2, 2, 1), (32, 48, 64, 48)
 CODE, PICTURE, DELTA = 1.0, 1.0, 0.1  # weights: distance to the code, of the picture, and e4e's pull towards W
-SHIFT = 0.06  # of the crop's side: landmarks found in a photo are never exact
 
 
 def new_encoder(generator: Generator) -> Encoder:
@@ -50,16 +49,6 @@ def loss_through(generator: Generator):
         return losses | {"total": sum(weights[k] * x for k, x in losses.items())}
 
     return loss
-
-
-def moved(faces: Tensor, rng: np.random.Generator) -> Tensor:
-    """Half of the faces [B, 3, S, S] a little shifted, turned and scaled, white where nothing is."""
-    b = len(faces)
-    size = SHIFT * torch.from_numpy(rng.uniform(-1, 1, (b, 4)) * (rng.random((b, 1)) < 0.5)).to(faces)
-    c, s = (1 + size[:, 0]) * size[:, 1].cos(), (1 + size[:, 0]) * size[:, 1].sin()
-    theta = torch.stack([torch.stack([c, -s, size[:, 2]], 1), torch.stack([s, c, size[:, 3]], 1)], 1)
-    grid = F.affine_grid(theta, list(faces.shape), align_corners=False)
-    return F.grid_sample(faces - 1, grid, align_corners=False) + 1
 
 
 def make(out: Path, settings: Fit, device: str) -> Path:

@@ -26,6 +26,7 @@ from ..draws import stream
 log = logging.getLogger(__name__)
 
 STATE = "state.pt"
+CPU_HAS_BFLOAT16 = torch.ops.mkldnn._is_mkldnn_bf16_supported()
 Loss = Callable[[nn.Module, int, np.random.Generator], dict[str, Tensor]]
 
 
@@ -94,7 +95,7 @@ def groups(network: nn.Module, rates: Mapping[str, float]) -> list[dict]:
 
 
 def step(network, loss: Loss, batch: int, rng, optimizer, device: str) -> dict[str, Tensor]:
-    with torch.autocast(device, torch.bfloat16, enabled=device == "cuda"):
+    with torch.autocast(device, torch.bfloat16, enabled=device == "cuda" or CPU_HAS_BFLOAT16):
         losses = loss(network, batch, rng)
     losses["total"].backward()
     nn.utils.clip_grad_norm_(network.parameters(), 1.0)

@@ -19,14 +19,17 @@ from torch import Tensor, nn
 from ...wplus_core.checkpoints import load_generator, save_generator
 from ...wplus_core.refine import picture_loss
 from ...wplus_core.stylegan2 import Generator, GeneratorConfig
+from . import critic as critics
 from . import world
-from .fit import Fit, fit
+from .fit import STATE, Fit, fit
 
 CONFIG = GeneratorConfig(channels=(128, 128, 64, 32, 16), w_dim=64, mapping_layers=2)
 JITTER = 0.05  # of w, on every layer by itself: near codes give the same face, so W+ is smooth about W
 MAPPING_RATE = 100.0  # undoes the mapping's lr_mul of 0.01: here it learns a known function, not one that a game moves
 FOCUS = 4.0  # the weight that the middle of the face has more than its border
 GROWTH = {16: 0.1, 32: 0.15, 64: 0.75}  # shares of the images on which it is trained up to this resolution
+CRITIC = 0.1  # the weight of what the critic reads: it counts a smile as much as the hair's colour
+CRITICISED = 0.5  # of each batch
 FACTORS = len(world.FACTORS)
 
 
@@ -56,8 +59,8 @@ def code_of(generator: Generator, factors: Tensor) -> Tensor:
     return generator.mapping(complete(factors, generator.config.w_dim).to(generator.style[1].weight))
 
 
-def loss_at(resolution: int):
-    """The loss of the generator's pictures up to a resolution."""
+def loss_at(resolution: int, critic: critics.Critic | None = None):
+    """The loss of the generator's pictures up to a resolution; the critic reads the largest."""
 
     def loss(generator: Generator, batch: int, rng: np.random.Generator) -> dict[str, Tensor]:
         """L1 of pictures and gradients over scales, to the face drawn from the same factors."""
@@ -67,7 +70,12 @@ def loss_at(resolution: int):
         x = generator(w + JITTER * noise, noise="none", max_resolution=resolution).float()
         faces = world.faces(z[:, :FACTORS], generator.config.size) * 2 - 1
         faces = F.adaptive_avg_pool2d(faces, x.shape[2:])
-        return {"total": picture_loss(x, faces, focus(x)), "mse": F.mse_loss(x, faces)}
+        losses = {"total": picture_loss(x, faces, focus(x)), "mse": F.mse_loss(x, faces)}
+        if critic:
+            seen, real = (critic(y[: round(CRITICISED * batch)] / 2 + 0.5) for y in (x, faces))
+            losses["read"] = F.mse_loss(seen.float(), real.float())
+            losses["total"] = losses["total"] + CRITIC * losses["read"]
+        return losses
 
     return loss
 
@@ -81,11 +89,13 @@ def focus(x: Tensor) -> Tensor:
 
 def make(out: Path, settings: Fit, device: str, config: GeneratorConfig = CONFIG) -> Path:
     """Train it, growing, and write generator.safetensors with its average w."""
-    generator = new_generator(config)
-    for resolution, share in GROWTH.items():
-        part = replace(settings, images=max(settings.batch, round(share * settings.images)))
-        folder = out / "runs" / f"generator_{resolution}"
-        generator = fit(generator, loss_at(resolution), part, folder, device, rates={"style.": MAPPING_RATE})
+    generator, critic = new_generator(config), critics.load(out, device)
+    folders = {resolution: out / "runs" / f"generator_{resolution}" for resolution in GROWTH}
+    begun = [resolution for resolution, folder in folders.items() if (folder / STATE).is_file()]
+    for resolution in [r for r in GROWTH if r >= max(begun, default=0)]:
+        part = replace(settings, images=max(settings.batch, round(GROWTH[resolution] * settings.images)))
+        loss = loss_at(resolution, critic if resolution == config.size else None)
+        generator = fit(generator, loss, part, folders[resolution], device, rates={"style.": MAPPING_RATE})
     generator.cpu()
     save_generator(generator, out / "generator.safetensors", generator.mean_w())
     return out / "generator.safetensors"

@@ -1,12 +1,14 @@
-"""The measurer of scenes, in place of CLIP, a face detector and a face recogniser: what is in a picture, and who.
+"""The measurer of pictures, in place of CLIP, a face detector and a face recogniser: what is in a picture, and who.
 
-It is trained on drawn scenes alone, a quarter of them without a person, and never sees what the other networks make.
+It is trained on drawn pictures alone, some of aligned faces and some without a person, and never sees what the other
+networks make.
 """
 
 from __future__ import annotations
 
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
@@ -20,7 +22,7 @@ from .fit import Fit, fit
 from .pictures import SIZE
 
 SIZES = {"factors": len(world.FACTORS), "points": 10, "person": 1} | {k: len(v) for k, v in scenes.LABELS.items()}
-EMPTY = 0.25  # of the pictures it learns from have nobody in them
+EMPTY, FACES = 0.2, 0.25  # of the pictures it learns from have nobody in them, and are aligned faces
 CONFIG = EncoderConfig("single", layers=1, w_dim=sum(SIZES.values()), units=(1, 1, 2, 1), channels=(32, 48, 64, 96),
                        image_size=SIZE)  # fmt: skip
 
@@ -51,36 +53,65 @@ class Judge(nn.Module):
         labels = {name: parts[name] for name in scenes.LABELS}
         return Seen(parts["person"][:, 0], parts["factors"], points, labels)
 
+    def read_face(self, x: Tensor) -> Tensor:
+        """Aligned faces [B, 3, S, S] in 0..1 -> factors [B, F]."""
+        return self(enlarged(x)).factors
 
-def drawn(n: int, rng: np.random.Generator, device: str) -> tuple[Tensor, Tensor, Tensor, Tensor, scenes.Scenes]:
-    """n pictures, whether somebody is in them [n], factors, points and scenes."""
+
+def enlarged(faces: Tensor) -> Tensor:
+    return F.interpolate(faces, size=(SIZE, SIZE), mode="bilinear", antialias=True)
+
+
+@dataclass(frozen=True)
+class Drawn:
+    """images: [B, 3, 128, 128] in 0..1. there: [B], whether somebody is in them. aligned: [B], faces without a scene.
+
+    factors: [B, F]. points: [B, 5, 2] in pixels.
+    """
+
+    images: Tensor
+    there: Tensor
+    aligned: Tensor
+    factors: Tensor
+    points: Tensor
+    scenes: scenes.Scenes
+
+
+def drawn(n: int, rng: np.random.Generator, device: str) -> Drawn:
+    """n pictures that it was trained on, or others like them."""
     z, s = world.sample(n, rng).to(device), scenes.sample_scenes(n, rng).to(device)
     pictures = scenes.scenes(z, s, SIZE)
-    there = torch.from_numpy(rng.random(n) >= EMPTY).to(device)
-    empty = styles.styled(places.backgrounds(s.place, s.light, s.detail, SIZE), s.style)
-    return torch.where(there[:, None, None, None], pictures.images, empty), there, z, pictures.points, s
+    kind = torch.from_numpy(rng.random(n)).to(device)
+    empty, aligned = kind < EMPTY, kind > 1 - FACES
+    images, points = pictures.images.clone(), pictures.points.clone()
+    of_place = places.backgrounds(s.place[empty], s.light[empty], s.detail[empty], SIZE)
+    images[empty] = styles.styled(of_place, s.style[empty])
+    images[aligned] = enlarged(world.faces(z[aligned]))
+    points[aligned] = world.points_in_crop(z[aligned], SIZE)
+    return Drawn(images, ~empty, aligned, z, points, s)
 
 
 def loss(judge: Judge, batch: int, rng: np.random.Generator) -> dict[str, Tensor]:
-    x, there, z, points, s = drawn(batch, rng, judge.body.latent_avg.device)
-    seen = judge(x)
+    x = drawn(batch, rng, judge.body.latent_avg.device)
+    seen = judge(x.images)
     of_scene = {"place", "light", "style"}  # the other labels are a person's
-    labels = {k: F.cross_entropy(y, getattr(s, k), reduction="none") for k, y in seen.labels.items()}
-    weight = there.float() / there.float().mean().clamp(min=1e-3)
+    person, scene, both = (m.float() / m.float().mean().clamp(min=1e-3)
+                           for m in (x.there, ~x.aligned, x.there & ~x.aligned))  # fmt: skip
+    labels = {k: F.cross_entropy(y, getattr(x.scenes, k), reduction="none") for k, y in seen.labels.items()}
     losses = {
-        "person": F.binary_cross_entropy_with_logits(seen.person, there.float()),
-        "factors": (weight[:, None] * (seen.factors - z).square()).mean(),
-        "points": (weight[:, None, None] * ((seen.points - points) / (0.2 * SIZE)).square()).mean(),
-        "labels": sum((x if k in of_scene else weight * x).mean() for k, x in labels.items()),
+        "person": F.binary_cross_entropy_with_logits(seen.person, x.there.float()),
+        "factors": (person[:, None] * (seen.factors - x.factors).square()).mean(),
+        "points": (person[:, None, None] * ((seen.points - x.points) / (0.2 * SIZE)).square()).mean(),
+        "labels": sum(((scene if k in of_scene else both) * y).mean() for k, y in labels.items()),
     }
     return losses | {"total": sum(losses.values())}
 
 
-def make(out: Path, settings: Fit, people: int, device: str) -> Path:
+def make(out: Path, settings: Fit, device: str) -> Path:
     torch.manual_seed(6)
     judge = fit(Judge(), loss, settings, out / "runs" / "judge", device).cpu()
     state = {k: x.half() if x.is_floating_point() else x for k, x in judge.state_dict().items()}
-    write_safetensors(out / "judge.safetensors", state, {k: f"{v:.4f}" for k, v in accuracy(judge, people).items()})
+    write_safetensors(out / "judge.safetensors", state, {})
     return out / "judge.safetensors"
 
 
@@ -91,16 +122,19 @@ def load(out: Path, device: str = "cpu") -> Judge:
 
 
 @torch.no_grad()
-def accuracy(judge: Judge, n: int, seed: int = 3000) -> dict[str, float]:
-    """On n drawn pictures that it was not trained on: shares that are right, the points' error in pixels, and how well
-    factors are read (correlation, mean over the identity's)."""
-    x, there, z, points, s = drawn(n, np.random.default_rng(seed), "cpu")
-    seen = judge(x)
-    right = {k: (y.argmax(1) == getattr(s, k))[there].float().mean().item() for k, y in seen.labels.items()}
-    who = [i for i, f in enumerate(world.FACTORS) if f.kind == "identity"]
-    pairs = torch.stack([seen.factors[there].T, z[there].T], 1)[who]
-    return right | {
-        "person": ((seen.person > 0) == there).float().mean().item(),
-        "points_px": (seen.points - points)[there].norm(dim=-1).mean().item(),
-        "identity_correlation": torch.stack([torch.corrcoef(pair)[0, 1] for pair in pairs]).mean().item(),
-    }
+def accuracy(judge: Judge, n: int, seed: int = 3000) -> dict[str, Any]:
+    """On n drawn pictures that it was not trained on: shares that are right, the points' error in pixels, and the
+    correlation of the factors that it reads with the truth, in scenes and in aligned faces."""
+    x = drawn(n, np.random.default_rng(seed), "cpu")
+    parts = [judge(part) for part in x.images.split(64)]
+    factors, points, person = (torch.cat([getattr(p, k) for p in parts]) for k in ("factors", "points", "person"))
+    right: dict[str, Any] = {"person": ((person > 0) == x.there).float().mean().item()}
+    someone = x.there & ~x.aligned
+    for k in scenes.LABELS:
+        label = torch.cat([p.labels[k].argmax(1) for p in parts])
+        right[k] = (label == getattr(x.scenes, k))[someone].float().mean().item()
+    right["points_px"] = (points - x.points)[x.there].norm(dim=-1).mean().item()
+    for name, rows in (("in_scenes", someone), ("in_faces", x.aligned)):
+        pairs = torch.stack([factors[rows].T, x.factors[rows].T], 1)
+        right[name] = {k: torch.corrcoef(p)[0, 1].item() for k, p in zip(world.NAMES, pairs, strict=True)}
+    return right

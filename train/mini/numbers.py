@@ -15,7 +15,7 @@ from ...wplus_core.direction_files import load_directions
 from ...wplus_core.directions import Edit, edit
 from ...wplus_core.files import write_whole
 from ...wplus_core.stylegan2 import Generator
-from . import autoencoder, encoder, generator, pictures, reader, world
+from . import autoencoder, encoder, generator, judge, pictures, world
 from .directions import face
 
 SEED = 2000
@@ -51,14 +51,15 @@ def people_of(out: Path, count: int) -> tuple[Generator, Tensor, Tensor]:
     return g, g.mapping(z)[:, None].expand(-1, g.config.layers, -1), z[:, : generator.FACTORS]
 
 
-def of_reader(out: Path, people: int) -> dict[str, Any]:
-    return {"reader_correlation": rounded(reader.correlations(reader.load(out), people, SEED))}
+def of_judge(out: Path, people: int) -> dict[str, Any]:
+    found = judge.accuracy(judge.load(out), 4 * people, SEED)
+    return {"judge": {k: rounded(v) if isinstance(v, dict) else round(v, 3) for k, v in found.items()}}
 
 
 @torch.no_grad()
 def of_directions(out: Path, people: int) -> dict[str, Any]:
-    """What the reader sees move when an attribute is edited by STRENGTH, and when it is drawn that much stronger."""
-    (g, w, factors), read = people_of(out, people), reader.load(out)
+    """What the judge sees move when an attribute is edited by STRENGTH, and when it is drawn that much stronger."""
+    (g, w, factors), read = people_of(out, people), judge.load(out).read_face
     plain, drawn = read(face(g, w)), read(world.faces(factors, g.config.size))
     table: dict[str, dict] = {"edit_moves": {}, "drawn_moves": {}}
     for d in load_directions(out / "directions" / "drawn.safetensors"):
@@ -88,7 +89,7 @@ def rounded(numbers: dict[str, float]) -> dict[str, float]:
 
 
 MEASURES: dict[str, Callable[[Path, int], dict[str, Any]]] = {
-    "reader.safetensors": of_reader,
+    "judge.safetensors": of_judge,
     "generator.safetensors": of_generator,
     "encoder.safetensors": of_encoder,
     "pca.safetensors": of_directions,

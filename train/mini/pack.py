@@ -5,14 +5,19 @@ from __future__ import annotations
 import shutil
 from pathlib import Path
 
+import numpy as np
+import torch
+
 from ...wplus_core.checkpoints import load_adapter, save_adapter, save_generator
 from ...wplus_core.files import read
+from ...wplus_core.photos import save_png
 from . import generator as generators
+from . import world
 
 WHOLE = (
     "numbers.json",
     "encoder.safetensors",
-    "reader.safetensors",
+    "judge.safetensors",
     "directions/drawn.safetensors",
     "pca.safetensors",
     "base/tokenizer/vocab.json",
@@ -26,11 +31,12 @@ WHOLE = (
     "base/unet/diffusion_pytorch_model.safetensors",
 )
 ADAPTERS = {"adapter": "full"}
+PEOPLE, SEED, CALM = 8, 21, 0.3  # on the sheet of faces, and how much of their expressions
 
 
 def write(out: Path, folder: Path) -> dict[Path, int]:
     """Copy what is done so far -> the sizes in bytes. The encoder's file has the generator in it, once there is one."""
-    written = []
+    written = [write_people(folder / "people.png")]
     alone = folder / "generator.safetensors"
     alone.unlink(missing_ok=True)
     if not (out / "encoder.safetensors").is_file():
@@ -47,3 +53,11 @@ def write(out: Path, folder: Path) -> dict[Path, int]:
             save_adapter(load_adapter(source).half(), folder / f"{name}.safetensors", kept)
             written.append(folder / f"{name}.safetensors")
     return {file: file.stat().st_size for file in written}
+
+
+def write_people(path: Path) -> Path:
+    """Aligned faces of people that nothing was trained on, side by side."""
+    z = world.sample(PEOPLE, np.random.default_rng(SEED))
+    z[:, [f.kind == "attribute" for f in world.FACTORS]] *= CALM
+    save_png(torch.cat(list(world.faces(z)), 2), path)
+    return path

@@ -88,11 +88,11 @@ class Pictures(NamedTuple):
 
 
 def sample_scenes(n: int, rng: np.random.Generator) -> Scenes:
-    """n scenes: every label uniform, but two in five are photos; the face 25 to 50 % of the picture's height."""
+    """n scenes: every label uniform, but two in five are photos; the face 38 to 60 % of the picture's height."""
     labels = [torch.from_numpy(rng.integers(len(values), size=n)) for values in LABELS.values()]
     labels[-1] *= torch.from_numpy((rng.random(n) < 0.75).astype(np.int64))
     u = torch.from_numpy(rng.random((n, 12), dtype=np.float32))
-    height = 0.25 + 0.25 * u[:, 0]
+    height = 0.38 + 0.22 * u[:, 0]
     x = 0.5 + (2 * u[:, 1] - 1) * (0.32 - 0.4 * height)
     y = 0.72 * height + 0.02 + u[:, 2] * (0.42 - 0.62 * height)
     return Scenes(*labels, x, y, height, 0.5 * (u[:, 3] - 0.5), u[:, 4:])

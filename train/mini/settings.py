@@ -18,14 +18,14 @@ class Settings:
     directions: the factors that get one, if the codes tell them with at least this accuracy.
     """
 
-    generator: Fit = Fit(80_000, 8, 2e-2, every=2000)
-    reader: Fit = Fit(24_000, 16, 2e-3, every=2000)
-    encoder: Fit = Fit(24_000, 8, 1e-3, every=2000)
-    judge: Fit = Fit(24_000, 16, 2e-3, every=1600)
-    pictures: int = 8192
+    generator: Fit = Fit(240_000, 8, 2e-2, every=2000)
+    critic: Fit = Fit(48_000, 16, 2e-3, every=2000)
+    encoder: Fit = Fit(48_000, 8, 1e-3, every=2000)
+    judge: Fit = Fit(48_000, 16, 2e-3, every=1600)
+    pictures: int = 16_384
     text: Fit = Fit(6400, 16, 5e-4, every=1600)
-    autoencoder: Fit = Fit(48_000, 8, 1e-3, every=1600)
-    unet: Fit = Fit(64_000, 16, 1e-3, every=1600)
+    autoencoder: Fit = Fit(72_000, 8, 1e-3, every=1600)
+    unet: Fit = Fit(112_000, 16, 8e-4, every=1600)
     adapters: Length = Length(8000, 8000)
     people: int = 256
     directions: tuple[str, ...] = world.NAMES
@@ -35,7 +35,7 @@ class Settings:
 CPU = Settings()
 GPU = Settings(
     generator=Fit(1_000_000, 64, 2e-2, every=100_000),
-    reader=Fit(500_000, 128, 1e-3, every=100_000),
+    critic=Fit(500_000, 128, 1e-3, every=100_000),
     encoder=Fit(500_000, 128, 2e-3, every=100_000),
     judge=Fit(500_000, 128, 2e-3, every=100_000),
     pictures=65_536,
@@ -46,7 +46,7 @@ GPU = Settings(
 )
 TINY = Settings(
     generator=Fit(4, 2, 2e-3),
-    reader=Fit(4, 2, 1e-3),
+    critic=Fit(4, 2, 1e-3),
     encoder=Fit(4, 2, 1e-3),
     judge=Fit(4, 2, 1e-3),
     pictures=32,

@@ -23,39 +23,34 @@ def _blur(x: Tensor, radius: int, times: int = 2) -> Tensor:
     return x
 
 
-def _grain(rgb: Tensor) -> Tensor:
-    """[1, 1, S, S] in 0..1: the paper's, always the same."""
-    generator = torch.Generator().manual_seed(5)
-    return torch.rand(1, 1, *rgb.shape[2:], generator=generator).to(rgb)
+def _steps(x: Tensor, count: int, sharp: float) -> Tensor:
+    """In so many steps, their edges soft or (1) sharp."""
+    return torch.lerp(x, (x * count).round() / count, sharp)
 
 
 def _pencil(rgb: Tensor) -> Tensor:
     grey = rgb.mean(1, keepdim=True)
     lines = (grey / (_blur(grey, 3) + 0.04)).clamp(0, 1).pow(1.5)
-    paper = 0.86 + 0.14 * grey - 0.07 * (_grain(rgb) < 0.6 - grey).float()
+    paper = 0.86 + 0.14 * grey
     return 0.98 * lines * torch.lerp(paper.expand_as(rgb), rgb + (1 - rgb) * 0.3, 0.5)
 
 
 def _watercolor(rgb: Tensor) -> Tensor:
     smooth = torch.lerp(_blur(rgb, 1, 1), rgb, 0.4)
-    steps = torch.lerp(smooth, (smooth * 6).round() / 6, 0.5)
     edge = (_blur(rgb, 2) - smooth).abs().mean(1, keepdim=True)
-    paper = 0.05 * (_blur(_grain(rgb), 1, 1) - 0.5)
-    return 0.14 + 0.88 * steps - 0.9 * edge + paper
+    return 0.14 + 0.88 * _steps(smooth, 6, 0.5) - 0.9 * edge
 
 
 def _pop_art(rgb: Tensor) -> Tensor:
     grey = rgb.mean(1, keepdim=True)
     vivid = (grey + 1.5 * (rgb - grey) - 0.5) * 1.2 + 0.5
-    i = torch.arange(rgb.shape[-1], device=rgb.device)
-    dots = ((i % 4 - 1.5).square() + (i[:, None] % 4 - 1.5).square()).sqrt()
-    dots = (dots < 1.2).float() * ((grey - _blur(grey, 2)).abs() < 0.03)
-    return (vivid * 4).round() / 4 - 0.09 * dots
+    outline = ((grey - _blur(grey, 2)).abs() - 0.06).clamp(0, 0.12)
+    return _steps(vivid, 4, 0.7) - 3 * outline
 
 
 def _pixel_art(rgb: Tensor) -> Tensor:
-    small = F.avg_pool2d(rgb, 2, ceil_mode=True)
-    return F.interpolate((small * 6).round() / 6, scale_factor=2)[..., : rgb.shape[2], : rgb.shape[3]]
+    small = F.avg_pool2d(rgb, 4, ceil_mode=True)
+    return F.interpolate(_steps(small, 6, 1), scale_factor=4)[..., : rgb.shape[2], : rgb.shape[3]]
 
 
 def _photo(rgb: Tensor) -> Tensor:

@@ -191,6 +191,13 @@ def ffhq(points: Tensor, size: int) -> Tensor:
     return out
 
 
+def points_in_crop(z: Tensor, size: int = 64) -> Tensor:
+    """The `points` of z [B, F] in the aligned face that `faces` draws: [B, 5, 2] in pixel indices."""
+    there = points(z)
+    back = torch.linalg.inv(ffhq(there, size))
+    return there @ back[:, :2, :2].mT + back[:, None, :2, 2]
+
+
 @torch.no_grad()
 def faces(z: Tensor, size: int = 64) -> Tensor:
     """z [B, F] → aligned faces [B, 3, size, size] in 0..1, on white."""

@@ -1,0 +1,313 @@
+"""What the miniature's adapters can do, measured on pictures that they paint: docs/miniature.json and its tables.
+
+    python -m comfyui_wplus.train.mini.evaluation OUT              measures the adapters that OUT has
+    python -m comfyui_wplus.train.mini.evaluation OUT --docs docs  and writes docs/miniature.json, and into miniature.md
+
+It is `train evaluate` with a measurer that knows the truth (`witness`). The people were never seen in training. The
+pictures are kept in OUT/evaluation, so the same command goes on where it was stopped.
+"""
+
+from __future__ import annotations
+
+import json
+import logging
+import sys
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from functools import cached_property
+from itertools import pairwise
+from pathlib import Path
+from statistics import fmean
+from typing import Annotated, Any
+
+import torch
+import tyro
+from torch import Tensor
+
+from ...wplus_core.checkpoints import load_adapter
+from ...wplus_core.direction_files import load_directions
+from ...wplus_core.directions import Direction
+from ...wplus_core.errors import WPlusError
+from ...wplus_core.files import sha256, write_whole
+from ..evaluate import Method, Plan, evaluate
+from ..evaluate_report import table_of
+from ..measures import BackgroundChange, Picture, Shown
+from ..sampling import Sampling, decode, noise, sample
+from . import adapters, autoencoder, base, judge, numbers, scenes, text, world
+from .witness import ATTRIBUTES, PROMPTS, People, Witness
+
+log = logging.getLogger(__name__)
+
+VARIANTS = tuple(name for name in adapters.TRAININGS if not name.endswith("stage1"))
+LATENT = (16, 16)
+NAMES = {"top1": "retrieval_top1"}
+EDIT = 2.0  # the strength at which edits are compared
+BEGIN, END = "<!-- measured: begin -->\n", "<!-- measured: end -->\n"
+
+
+@dataclass(frozen=True)
+class Size:
+    """How much is painted, and how.
+
+    people: of the tables, each with all prompts. edited, swept: how many of them with edits, and with every scale.
+    pairs, frames: of the interpolations. steps, guidance: the sampler's.
+    """
+
+    people: int = 100
+    edited: int = 50
+    swept: int = 50
+    pairs: int = 12
+    frames: int = 9
+    strengths: tuple[float, ...] = (-2.0, -1.0, 1.0, EDIT)
+    scales: tuple[float, ...] = (0.0, 0.25, 0.5, 0.75, 1.0, 1.25)
+    steps: int = 20
+    guidance: float = 4.0
+    batch: int = 25
+
+
+class Bench:
+    """The miniature's text-to-image model and people, and what looks at the pictures."""
+
+    def __init__(self, out: Path, size: Size, device: str):
+        self.out, self.size, self.device = out, size, device
+        self.unet, self.vae, self.text = base.load(out, device), autoencoder.load(out, device), text.load(out, device)
+        self.people = People(out, size.people, device)
+        self.witness = Witness(judge.load(out, device), self.people.factors)
+        self.embedded = {p: self.text([p])[0] for p in ("", *PROMPTS)}
+
+    @cached_property
+    def edits(self) -> dict[str, Direction]:
+        every = {d.name: d for d in load_directions(self.out / "directions" / "drawn.safetensors")}
+        return {world.NAMES[i]: every[world.NAMES[i]] for i in ATTRIBUTES if world.NAMES[i] in every}
+
+    @property
+    def trained(self) -> list[str]:
+        return [name for name in VARIANTS if (self.out / "adapters" / f"{name}.safetensors").is_file()]
+
+    def method(self, training: str, scale: float = 1.0, name: str = "") -> Method:
+        file = self.out / "adapters" / f"{training}.safetensors"
+        adapter = load_adapter(file).float().to(self.device)
+        how = Sampling(self.size.steps, self.size.guidance, scale)
+
+        @torch.no_grad()
+        def paint(w: Tensor, prompts: Sequence[str], start: Tensor) -> Tensor:
+            c = torch.stack([self.embedded[p] for p in prompts])
+            return decode(self.vae, sample(self.unet, adapter, w, c, self.embedded[""], start, how)).cpu()
+
+        made_with = {"adapter": sha256(file), "steps": how.steps, "guidance": how.guidance}
+        return Method(name or training, paint, scale, made_with)
+
+    def plan(self, people: int, prompts: int = len(PROMPTS), **more: Any) -> Plan:
+        identities, chosen = self.people.identities(people), tuple(PROMPTS)[:prompts]
+        return Plan(self.out / "evaluation", identities, chosen, latent=LATENT, batch=self.size.batch, **more)
+
+
+def variants(bench: Bench) -> dict[str, Any]:
+    """Text, identity and detection of drawn pictures, of λ = 0, of the method and of its ablations."""
+    methods = [bench.method(name) for name in bench.trained] + [bench.method("full", 0.0, "lambda0")]
+    found = evaluate(bench.plan(bench.size.people), methods, [bench.witness])["methods"]
+    return {"drawn": drawn(bench)} | {m.name: means(found[m.key]) for m in methods}
+
+
+def drawn(bench: Bench) -> dict[str, float]:
+    """What the witness says of the renderer's own pictures: as good as it can get."""
+    rows = []
+    for prompt in PROMPTS:
+        pictures = scenes.scenes(bench.people.factors, bench.people.scenes(prompt)).images
+        shown = [Shown(Picture(f"drawn/{prompt}/{i}", x), prompt, f"{i:03d}") for i, x in enumerate(pictures)]
+        rows.append(bench.witness(shown))
+    return {NAMES.get(k, k): round(fmean(x for row in rows for x in row[k]), 5) for k in rows[0]}
+
+
+def means(row: Mapping[str, Any]) -> dict[str, Any]:
+    found = {NAMES.get(k, k): round(x["mean"], 5) for k, x in row.items() if isinstance(x, Mapping)}
+    return found | {"pictures": row["pictures"]}
+
+
+def edits(bench: Bench) -> dict[str, Any]:
+    """What an edit changes in and outside the face, by method, and for the full one what moves at each strength."""
+    measurers = [bench.witness, BackgroundChange(bench.witness.points)]
+    changes, confusion, curves, monotonic = {}, {}, {}, {}
+    for name in bench.trained:
+        strengths = bench.size.strengths if name == "full" else (EDIT,)
+        plan = bench.plan(bench.size.edited, 1, edits=bench.edits, strengths=strengths)
+        found = evaluate(plan, [bench.method(name)], measurers)["edits"][f"{name}@1"]
+        at = [next(p for p in points if p["strength"] == EDIT) for points in found.values()]
+        known = {k: [p[k]["mean"] for p in at if k in p] for k in ("background_change", "face_change")}
+        changes[name] = {k: round(fmean(x), 5) for k, x in known.items() if x}
+        if name == "full":
+            confusion = dict(zip(found, map(moves, at), strict=True))
+            curves = {e: curve(points, e) for e, points in found.items()}
+            rows = [json.loads(line) for line in (plan.run / "values.jsonl").read_text(encoding="utf-8").splitlines()]
+            monotonic = {edit: monotony(rows, edit) for edit in found}
+    return {"changes": changes, "edit_confusion": confusion, "edit_curves": curves, "edit_monotonicity": monotonic}
+
+
+def moves(point: Mapping[str, Any]) -> dict[str, float]:
+    return {k.removeprefix("moved_"): round(x["mean"], 3) for k, x in point.items() if k.startswith("moved_")}
+
+
+def curve(points: Sequence[Mapping[str, Any]], edit: str) -> dict[str, float]:
+    return {f"{p['strength']:+g}": round(p[f"moved_{edit}"]["mean"], 3) for p in points if p["strength"]}
+
+
+def monotony(rows: Sequence[Mapping[str, Any]], edit: str) -> float:
+    """Of all pairs of strengths of the same picture, the share in which the stronger edit shows more."""
+    series: dict[tuple, dict[float, float]] = {}
+    for r in rows:
+        if r["edit"] in ("", edit):
+            moved = series.setdefault((r["identity"], r["prompt"], r["number"]), {})
+            moved[r["strength"]] = r.get(f"moved_{edit}", 0.0)
+    rising = [b > a for moved in series.values() for a, b in pairwise(moved[s] for s in sorted(moved))]
+    return round(fmean(rising), 4)
+
+
+def sweep(bench: Bench) -> dict[str, Any]:
+    """Text and identity by λ."""
+    methods = [bench.method("full", scale) for scale in bench.size.scales]
+    found = evaluate(bench.plan(bench.size.swept, 2), methods, [bench.witness])["methods"]
+    return {f"{m.scale:g}": means(found[m.key]) for m in methods}
+
+
+def interpolation(bench: Bench) -> dict[str, float]:
+    """From one person to another in even steps, the same noise: how even are the steps that the picture takes?
+
+    largest_step: the largest change between neighbouring pictures by the mean one; 1 is perfectly even.
+    """
+    s, paint, prompt = bench.size, bench.method("full").paint, next(iter(PROMPTS))
+    amounts = torch.linspace(0, 1, s.frames)[:, None, None]
+    steps = []
+    for n in range(s.pairs):
+        a, b = bench.people.codes[2 * n : 2 * n + 2]
+        frames = paint(torch.lerp(a, b, amounts), [prompt] * s.frames, noise([(n,)] * s.frames, LATENT))
+        change = frames.diff(dim=0).abs().mean((1, 2, 3))
+        steps.append((change.max() / change.mean()).item())
+    return {"largest_step": round(fmean(steps), 4), "pairs": s.pairs, "frames": s.frames}
+
+
+def measure(bench: Bench) -> dict[str, Any]:
+    if "full" not in bench.trained:
+        raise WPlusError(f"{bench.out} has no adapters/full.safetensors yet: make the parts stage1 and full first")
+    table = variants(bench)
+    moved = edits(bench)
+    for name, changes in moved.pop("changes").items():
+        table[name] |= changes
+    return {
+        "variants": table,
+        **moved,
+        "scales": sweep(bench),
+        "interpolation": interpolation(bench),
+        "judge": numbers.of_judge(bench.out, 128)["judge"],
+        "size": vars(bench.size),
+    }
+
+
+def findings(results: Mapping[str, Any]) -> list[tuple[str, str, bool]]:
+    """What must hold for the method to be called working: claim, what was measured, whether it holds."""
+    v = results["variants"]
+    full, plain = v["full"], v["lambda0"]
+    found = [
+        (
+            "of 100 people the right one is recognised in at least 80 %, at λ = 0 in at most 5 %",
+            f"{full['retrieval_top1']:.1%}, {plain['retrieval_top1']:.1%}",
+            full["retrieval_top1"] >= 0.8 and plain["retrieval_top1"] <= 0.05,
+        ),
+        (
+            "text agreement within 5 % of λ = 0's",
+            f"{full['text_agreement']:.3f} against {plain['text_agreement']:.3f}",
+            full["text_agreement"] >= 0.95 * plain["text_agreement"],
+        ),
+    ]
+    own = {e: moved[e] for e, moved in results["edit_confusion"].items()}
+    others = {e: max(abs(x) for k, x in m.items() if k in world.NAMES and k != e)
+              for e, m in results["edit_confusion"].items()}  # fmt: skip
+    worst = min(own, key=lambda e: own[e] - 2 * others[e])
+    found.append(
+        (
+            "an edit of +2 moves its attribute, and no other one half as much",
+            f"least clear is {worst}: {own[worst]:+.2f}, another {others[worst]:.2f}",
+            all(own[e] > 2 * others[e] for e in own),
+        )
+    )
+    if "without_disen" in v:
+        ratio = full["background_change"] / v["without_disen"]["background_change"]
+        found.append(("under an edit the background changes at most 1/3 of what it does without L_disen",
+                      f"{ratio:.2f} of it", ratio <= 1 / 3))  # fmt: skip
+    return found
+
+
+COLUMNS = {
+    "retrieval_top1": "recognised among all ↑", "id": "distance to the person ↓", "text_agreement": "text agreement ↑",
+    "detection": "somebody there ↑", "background_change": "background change ↓", "face_change": "face change",
+    "pictures": "pictures",
+}  # fmt: skip
+
+
+def report(results: Mapping[str, Any]) -> str:
+    """Markdown."""
+    claims = table_of(
+        ["claim", "measured", "holds"], [[c, m, "yes" if holds else "**no**"] for c, m, holds in findings(results)]
+    )
+    rows = [[name, *(number(x.get(k)) for k in COLUMNS)] for name, x in results["variants"].items()]
+    table = table_of(["method", *COLUMNS.values()], rows)
+    names = [world.NAMES[i] for i in ATTRIBUTES] + ["identity"]
+    moved = [[e, *(f"{m[k]:+.2f}" for k in names)] for e, m in results["edit_confusion"].items()]
+    confusion = table_of([f"edit of {EDIT:+g}", *names], moved)
+    curves = table_of(
+        ["edit", *next(iter(results["edit_curves"].values())), "pairs of strengths in order"],
+        [[e, *(f"{x:+.2f}" for x in c.values()), f"{results['edit_monotonicity'][e]:.0%}"]
+         for e, c in results["edit_curves"].items()],
+    )  # fmt: skip
+    scales = table_of(
+        ["λ", "recognised among all ↑", "distance to the person ↓", "text agreement ↑"],
+        [[k, *(number(x[c]) for c in ("retrieval_top1", "id", "text_agreement"))]
+         for k, x in results["scales"].items()],
+    )  # fmt: skip
+    smooth = results["interpolation"]
+    line = (
+        f"Interpolation between two people ({smooth['pairs']} pairs, {smooth['frames']} frames): the largest step is "
+        f"{smooth['largest_step']:.2f} times the mean step."
+    )
+    seen = ", ".join(f"{k} {x:.3f}" for k, x in results["judge"].items() if not isinstance(x, Mapping))
+    return "\n\n".join([claims, table, confusion, curves, scales, line, f"The judge on drawn pictures: {seen}."]) + "\n"
+
+
+def number(x: float | None) -> str:
+    return "" if x is None else str(x) if isinstance(x, int) else f"{x:.3f}"
+
+
+def write(results: Mapping[str, Any], docs: Path):
+    """docs/miniature.json, and the tables between the marks in docs/miniature.md."""
+    page = (docs / "miniature.md").read_text(encoding="utf-8")
+    if BEGIN not in page or END not in page:
+        raise WPlusError(f"{docs / 'miniature.md'} has no place for the tables: {BEGIN.strip()} and {END.strip()}")
+    page = page.partition(BEGIN)[0] + BEGIN + "\n" + report(results) + "\n" + END + page.partition(END)[2]
+    write_whole(docs / "miniature.md", lambda p: p.write_text(page, encoding="utf-8"))
+    whole = json.dumps(results, indent=1) + "\n"
+    write_whole(docs / "miniature.json", lambda p: p.write_text(whole, encoding="utf-8"))
+
+
+def main(
+    out: Annotated[Path, tyro.conf.Positional],
+    docs: Path | None = None,
+    size: Annotated[Size, tyro.conf.arg(name="")] = Size(),  # noqa: B008
+):
+    """Measure the miniature's adapters.
+
+    Args:
+        out: the folder that the miniature was made in.
+        docs: the folder of miniature.md, which gets the tables.
+        size: how much is painted.
+    """
+    results = measure(Bench(out, size, "cuda" if torch.cuda.is_available() else "cpu"))
+    print(report(results))
+    if docs:
+        write(results, docs)
+
+
+if __name__ == "__main__":
+    logging.basicConfig(level=logging.INFO, format="%(asctime)s %(message)s", datefmt="%H:%M:%S")
+    try:
+        tyro.cli(main, prog="python -m comfyui_wplus.train.mini.evaluation", description=__doc__)
+    except WPlusError as e:
+        sys.exit(str(e))
