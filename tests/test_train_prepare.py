@@ -237,9 +237,9 @@ def test_two_ranks_make_the_set_of_one(world, few, tmp_path, monkeypatch, capsys
 
 def test_accelerate_launch_shares_the_pictures_out(world, few, tmp_path):
     launch = [sys.executable, "-m", "accelerate.commands.launch", "--cpu", "--num_processes", "2"]
-    launch += ["--num_machines", "1", "--mixed_precision", "no", "--dynamo_backend", "no", "--main_process_port", "0", "--module"]
+    launch += ["--num_machines", "1", "--mixed_precision", "no", "--dynamo_backend", "no", "--main_process_port", "0"]
     command = arguments(world, "wild", tmp_path / "out", *FEW, photos="few")
-    done = subprocess.run([*launch, "comfyui_wplus.train", *command], capture_output=True, text=True)
+    done = subprocess.run([*launch, "--module", "comfyui_wplus.train", *command], capture_output=True, text=True)
     assert done.returncode == 0, done.stdout[-2000:] + done.stderr[-4000:]
     assert contents(tmp_path / "out") == contents(few)
 
