@@ -468,17 +468,25 @@ def test_loading_needs_little_more_memory_than_the_file(tmp_path, container):
     assert 0.5 * path.stat().st_size < int(done.stdout) < 1.2 * path.stat().st_size
 
 
-def test_a_failed_write_leaves_the_old_file(tmp_path, monkeypatch):
-    path = tmp_path / "adapter.safetensors"
-    ck.save_adapter(make_adapter(), path)
+@pytest.mark.skipif(sys.platform == "win32", reason="limits of a file's size are POSIX's")
+@pytest.mark.parametrize("save", ["save_adapter", "save_reference_adapter"])
+def test_a_full_disk_is_told_and_leaves_the_old_file(tmp_path, save):
+    """With the system's limit of a file's size in place of a disk's end: both are an error of the same write."""
+    path = tmp_path / "adapter"
+    getattr(ck, save)(make_adapter(), path)
     before = path.read_bytes()
-
-    def half_way(tensors, part, metadata):
-        Path(part).write_bytes(b"half")
-        raise OSError("disk full")
-
-    monkeypatch.setattr(safetensors.torch, "save_file", half_way)
-    with pytest.raises(OSError, match="disk full"):
-        ck.save_adapter(make_adapter(), path)
+    script = (
+        "import resource, signal, sys\n"
+        "from comfyui_wplus.wplus_core import checkpoints as ck\n"
+        "adapter = ck.load_adapter(sys.argv[1])\n"
+        "signal.signal(signal.SIGXFSZ, signal.SIG_IGN)\n"
+        "resource.setrlimit(resource.RLIMIT_FSIZE, (1000, 1000))\n"
+        "try:\n"
+        f"    ck.{save}(adapter, sys.argv[1])\n"
+        "except ck.FileError as e:\n"
+        "    print(e)\n"
+    )
+    done = subprocess.run([sys.executable, "-c", script, path], capture_output=True, text=True)
+    assert f"{path}: could not be written (" in done.stdout and "Is the disk full" in done.stdout, done.stderr[-2000:]
     assert path.read_bytes() == before
     assert [p.name for p in tmp_path.iterdir()] == [path.name]

@@ -177,15 +177,22 @@ def sha256(path: str | Path) -> str:
 
 
 def write_whole(path: str | Path, write: Callable[[Path], object]):
-    """Write beside the path, then move into place: a reader finds the old file or the new one, never half of one."""
+    """Write beside the path, then move into place: a reader finds the old file or the new one, never half of one.
+
+    FileError where it cannot be written, for which safetensors and torch have errors of their own kinds.
+    """
     path = Path(path)
-    path.parent.mkdir(parents=True, exist_ok=True)
     part = path.with_name(f".{path.name}.{os.getpid()}.part")
     try:
+        path.parent.mkdir(parents=True, exist_ok=True)
         write(part)
         os.replace(part, path)
+    except (OSError, RuntimeError, safetensors.SafetensorError) as e:
+        remedy = "Is the disk full, or may the folder not be written to? What was there before is as it was"
+        raise FileError(path, f"could not be written ({e})", remedy) from e
     finally:
-        part.unlink(missing_ok=True)
+        if part.parent.is_dir():
+            part.unlink(missing_ok=True)
 
 
 def write_safetensors(path: str | Path, tensors: dict[str, Tensor], metadata: dict[str, str]):
