@@ -21,6 +21,8 @@ from comfyui_wplus.wplus_core.errors import WPlusError
 from comfyui_wplus.wplus_core.stylegan2 import GeneratorConfig
 from transformers import CLIPTokenizer
 
+pytestmark = pytest.mark.xdist_group("mini")  # they share what they train
+
 MINIATURE = Path(__file__).parents[1] / "miniature"
 SMALL = GeneratorConfig(channels=(8, 8, 8), w_dim=64, mapping_layers=1)
 LOSS = generator.loss_at(16)

@@ -16,6 +16,7 @@ from .fit import Fit, fit
 from .pictures import Pictures
 
 KL = 1e-6
+COLOUR = 2.0  # the weight of hues in blocks of 4 x 4 pixels: what is green and what is grey differ little in L1
 CROP = 64  # what it is trained on; being convolutional it serves any size
 WIDTHS = (32, 32, 64, 64)  # multiples of 32, ComfyUI's number of groups in a group norm
 
@@ -35,7 +36,7 @@ def new_autoencoder() -> AutoencoderKL:
 
 def loss_on(pictures: Pictures):
     def loss(vae: AutoencoderKL, batch: int, rng: np.random.Generator) -> dict[str, Tensor]:
-        """L1 of pictures and gradients over scales, and a little KL, on random crops."""
+        """L1 of pictures and gradients over scales, L1 of hues, and a little KL, on random crops."""
         rows = np.sort(rng.integers(len(pictures), size=batch))
         x = crops(pictures.get("images", rows), rng).to(vae.device) * 2 - 1
         moments = vae.quant_conv(vae.encoder(x))
@@ -45,9 +46,15 @@ def loss_on(pictures: Pictures):
         y = vae.decode(mean + noise * (logvar / 2).exp()).sample.float()
         kl = 0.5 * (mean.square() + logvar.exp() - 1 - logvar).float().sum((1, 2, 3)).mean()
         fidelity = picture_loss(y, x, torch.ones_like(x[:, :1]))
-        return {"total": fidelity + KL * kl, "mse": F.mse_loss(y, x), "kl": kl}
+        colour = hue(y - x).abs().mean()
+        return {"total": fidelity + COLOUR * colour + KL * kl, "colour": colour, "mse": F.mse_loss(y, x), "kl": kl}
 
     return loss
+
+
+def hue(x: Tensor) -> Tensor:
+    """[B, 3, H, W] -> what is not grey in blocks of 4 x 4 pixels."""
+    return F.avg_pool2d(x - x.mean(1, keepdim=True), 4)
 
 
 def crops(x: Tensor, rng: np.random.Generator, size: int = CROP) -> Tensor:

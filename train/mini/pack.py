@@ -7,6 +7,7 @@ from pathlib import Path
 
 import numpy as np
 import torch
+from torch import Tensor
 
 from ...wplus_core.checkpoints import load_adapter, save_adapter, save_generator
 from ...wplus_core.files import read
@@ -55,9 +56,14 @@ def write(out: Path, folder: Path) -> dict[Path, int]:
     return {file: file.stat().st_size for file in written}
 
 
-def write_people(path: Path) -> Path:
-    """Aligned faces of people that nothing was trained on, side by side."""
+def people() -> Tensor:
+    """Factors [8, F] of people that nothing was trained on, as the loader's faces show them."""
     z = world.sample(PEOPLE, np.random.default_rng(SEED))
     z[:, [f.kind == "attribute" for f in world.FACTORS]] *= CALM
-    save_png(torch.cat(list(world.faces(z)), 2), path)
+    return z
+
+
+def write_people(path: Path) -> Path:
+    """Their aligned faces, side by side."""
+    save_png(torch.cat(list(world.faces(people())), 2), path)
     return path
