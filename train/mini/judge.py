@@ -1,7 +1,8 @@
 """The measurer of pictures, in place of CLIP, a face detector and a face recogniser: what is in a picture, and who.
 
-It is trained on drawn pictures alone, some of aligned faces and some without a person, and never sees what the other
-networks make.
+Two small networks, trained on drawn pictures alone: one sees in the whole picture whether somebody is there, where,
+and what the scene is; the other reads a person's factors in the face that is cut out by the first one's points. Neither
+ever sees what the other networks make.
 """
 
 from __future__ import annotations
@@ -19,12 +20,15 @@ from ...wplus_core.encoder import EncoderConfig, build_encoder
 from ...wplus_core.files import read, write_safetensors
 from . import places, scenes, styles, world
 from .fit import Fit, fit
-from .pictures import SIZE
+from .pictures import CROP, SIZE, aligned
 
-SIZES = {"factors": len(world.FACTORS), "points": 10, "person": 1} | {k: len(v) for k, v in scenes.LABELS.items()}
+HEADS = {"points": 10, "person": 1} | {k: len(v) for k, v in scenes.LABELS.items()}
 EMPTY, FACES = 0.2, 0.25  # of the pictures it learns from have nobody in them, and are aligned faces
-CONFIG = EncoderConfig("single", layers=1, w_dim=sum(SIZES.values()), units=(1, 1, 2, 1), channels=(32, 48, 64, 96),
-                       image_size=SIZE)  # fmt: skip
+JITTER = 1.5  # pixels by which points are found wrongly: faces are cut out so to learn from
+SCENE = EncoderConfig("single", layers=1, w_dim=sum(HEADS.values()), units=(1, 1, 1, 1), channels=(16, 32, 48, 64),
+                      image_size=SIZE)  # fmt: skip
+FACE = EncoderConfig("single", layers=1, w_dim=len(world.FACTORS), units=(1, 1, 1, 1), channels=(32, 48, 64, 80),
+                     image_size=CROP)  # fmt: skip
 
 
 @dataclass(frozen=True)
@@ -45,21 +49,19 @@ class Judge(nn.Module):
 
     def __init__(self):
         super().__init__()
-        self.body = build_encoder(CONFIG)
+        self.scene, self.face = build_encoder(SCENE), build_encoder(FACE)
 
-    def forward(self, x: Tensor) -> Seen:
-        parts = dict(zip(SIZES, self.body(x * 2 - 1)[:, 0].float().split(list(SIZES.values()), 1), strict=True))
-        points = (parts["points"].unflatten(1, (5, 2)) * 0.2 + 0.5) * SIZE
-        labels = {name: parts[name] for name in scenes.LABELS}
-        return Seen(parts["person"][:, 0], parts["factors"], points, labels)
+    def forward(self, x: Tensor, points: Tensor | None = None) -> Seen:
+        """points: [B, 5, 2], where the faces are, instead of where it sees them itself."""
+        parts = self.scene(x * 2 - 1)[:, 0].float().split(list(HEADS.values()), 1)
+        parts = dict(zip(HEADS, parts, strict=True))
+        found = (parts["points"].unflatten(1, (5, 2)) * 0.2 + 0.5) * SIZE
+        factors = self.read_face(aligned(x, found.detach() if points is None else points))
+        return Seen(parts["person"][:, 0], factors, found, {name: parts[name] for name in scenes.LABELS})
 
     def read_face(self, x: Tensor) -> Tensor:
-        """Aligned faces [B, 3, S, S] in 0..1 -> factors [B, F]."""
-        return self(enlarged(x)).factors
-
-
-def enlarged(faces: Tensor) -> Tensor:
-    return F.interpolate(faces, size=(SIZE, SIZE), mode="bilinear", antialias=True)
+        """Aligned faces [B, 3, 64, 64] in 0..1 -> factors [B, F]."""
+        return self.face(x * 2 - 1)[:, 0].float()
 
 
 @dataclass(frozen=True)
@@ -78,22 +80,24 @@ class Drawn:
 
 
 def drawn(n: int, rng: np.random.Generator, device: str) -> Drawn:
-    """n pictures that it was trained on, or others like them."""
+    """n pictures such as it learns from."""
     z, s = world.sample(n, rng).to(device), scenes.sample_scenes(n, rng).to(device)
     pictures = scenes.scenes(z, s, SIZE)
     kind = torch.from_numpy(rng.random(n)).to(device)
-    empty, aligned = kind < EMPTY, kind > 1 - FACES
+    empty, alone = kind < EMPTY, kind > 1 - FACES
     images, points = pictures.images.clone(), pictures.points.clone()
     of_place = places.backgrounds(s.place[empty], s.light[empty], s.detail[empty], SIZE)
     images[empty] = styles.styled(of_place, s.style[empty])
-    images[aligned] = enlarged(world.faces(z[aligned]))
-    points[aligned] = world.points_in_crop(z[aligned], SIZE)
-    return Drawn(images, ~empty, aligned, z, points, s)
+    images[alone], points[alone] = world.faces(z[alone], SIZE), world.points_in_crop(z[alone], SIZE)
+    return Drawn(images, ~empty, alone, z, points, s)
 
 
 def loss(judge: Judge, batch: int, rng: np.random.Generator) -> dict[str, Tensor]:
-    x = drawn(batch, rng, judge.body.latent_avg.device)
-    seen = judge(x.images)
+    x = drawn(batch, rng, judge.scene.latent_avg.device)
+    blurred = F.avg_pool2d(F.pad(x.images, (1, 1, 1, 1), mode="replicate"), 3, 1)  # as soft as a VAE's pictures
+    images = x.images.lerp(blurred, torch.from_numpy(rng.random((batch, 1, 1, 1), dtype=np.float32)).to(blurred))
+    wrong = torch.from_numpy(rng.standard_normal((batch, 5, 2), dtype=np.float32)).to(x.points)
+    seen = judge(images, x.points + JITTER * wrong)
     of_scene = {"place", "light", "style"}  # the other labels are a person's
     person, scene, both = (m.float() / m.float().mean().clamp(min=1e-3)
                            for m in (x.there, ~x.aligned, x.there & ~x.aligned))  # fmt: skip

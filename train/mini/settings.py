@@ -21,7 +21,7 @@ class Settings:
     generator: Fit = Fit(240_000, 8, 2e-2, every=2000)
     critic: Fit = Fit(24_000, 16, 2e-3, every=2000)
     encoder: Fit = Fit(48_000, 8, 1e-3, every=2000)
-    judge: Fit = Fit(40_000, 16, 2e-3, every=1600)
+    judge: Fit = Fit(48_000, 16, 2e-3, every=1600)
     pictures: int = 16_384
     text: Fit = Fit(6400, 16, 5e-4, every=1600)
     autoencoder: Fit = Fit(96_000, 8, 1e-3, every=1600)
