@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 import torch
 from comfyui_wplus.train.base import load_text_encoder, load_vae
-from comfyui_wplus.train.mini import autoencoder, base, generator, text
+from comfyui_wplus.train.mini import autoencoder, base, generator, pack, text
 from comfyui_wplus.train.mini.encoder import new_encoder
 from comfyui_wplus.train.model import load_unet, new_adapter
 from comfyui_wplus.train.sampling import Sampling, ddim, decode, noise, sample
@@ -34,6 +34,7 @@ def untrained(tmp_path_factory):
     painter = generator.new_generator()
     save_encoder(new_encoder(painter).eval(), folder / "encoder.safetensors", painter)
     save_adapter(new_adapter(unet, painter.config.layers, w_dim=painter.config.w_dim), folder / "adapter.safetensors")
+    pack.write_people(folder / "people.png")
     return folder
 
 

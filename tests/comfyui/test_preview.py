@@ -55,7 +55,8 @@ def test_the_catalogue(server):
     smile = next(d for d in answer["directions"] if d["label"] == "smile")
     assert smile["name"] == "untrained/smile" and smile["group"] == "untrained" and smile["layers"] == "0-7"
     assert smile["usual"] == [-3, 3] and smile["unit"] > 0
-    assert answer["generators"] == ["untrained_encoder.pt"] and answer["plausible"] is False
+    assert answer["generators"] == ["untrained_encoder.pt", "miniature"] and answer["plausible"] is False
+    assert {d["group"] for d in answer["directions"][-5:]} == {"drawn"}  # so that a plain name is the user's own
 
 
 @pytest.mark.parametrize("size", [128, 256])

@@ -50,10 +50,11 @@ def sample(model, noise: torch.Tensor, timesteps: torch.Tensor, positive, negati
 def errors(folder: str, expected: str) -> dict[str, float]:
     miniature.FOLDER = Path(folder)
     x, told = load(expected)
-    model, clip, vae, encoder, adapter = miniature.LoadMiniature.execute().args
+    model, clip, vae, encoder, adapter, faces = miniature.LoadMiniature.execute().args
     positive, negative = (clip.encode_from_tokens_scheduled(clip.tokenize(t)) for t in (told["prompt"], ""))
     found = {"text": relative(positive[0][0], x["text"])}
     found["encoder"] = relative(encoder.encoder.load()(x["face"]), x["w"])
+    assert faces.shape[1:] == (64, 64, 3) and len(faces) > 1
     options = dict(start_percent=0.0, end_percent=1.0, negative="zeros", layers="all", layer_weights="")
     for scale in (0.0, 1.0):
         patched = Apply.execute(model, adapter, {"identity0": Identity(x["w"])}, scale, **options).args[0]

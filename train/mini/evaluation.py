@@ -50,7 +50,8 @@ class Size:
     """How much is painted, and how.
 
     people: of the tables, each with all prompts. edited, swept: how many of them with edits, and with every scale.
-    pairs, frames: of the interpolations. steps, guidance: the sampler's.
+    pairs, frames: of the interpolations. tried: drawn pictures that the judge is tried on. steps, guidance: the
+    sampler's.
     """
 
     people: int = 100
@@ -58,6 +59,7 @@ class Size:
     swept: int = 50
     pairs: int = 12
     frames: int = 9
+    tried: int = 512
     strengths: tuple[float, ...] = (-2.0, -1.0, 1.0, EDIT)
     scales: tuple[float, ...] = (0.0, 0.25, 0.5, 0.75, 1.0, 1.25)
     steps: int = 20
@@ -72,7 +74,7 @@ class Bench:
         self.out, self.size, self.device = out, size, device
         self.unet, self.vae, self.text = base.load(out, device), autoencoder.load(out, device), text.load(out, device)
         self.people = People(out, size.people, device)
-        self.witness = Witness(judge.load(out, device), self.people.factors)
+        self.witness = Witness(judge.load(out, device), self.people.factors, size.tried)
         self.embedded = {p: self.text([p])[0] for p in ("", *PROMPTS)}
 
     @cached_property
@@ -197,7 +199,7 @@ def measure(bench: Bench) -> dict[str, Any]:
         **moved,
         "scales": sweep(bench),
         "interpolation": interpolation(bench),
-        "judge": numbers.of_judge(bench.out, 128)["judge"],
+        "judge": numbers.of_judge(bench.out, bench.size.tried)["judge"],
         "size": vars(bench.size),
     }
 

@@ -52,7 +52,8 @@ def people_of(out: Path, count: int) -> tuple[Generator, Tensor, Tensor]:
 
 
 def of_judge(out: Path, people: int) -> dict[str, Any]:
-    found = judge.accuracy(judge.load(out), 4 * people, SEED)
+    """What it sees rightly in drawn pictures."""
+    found = judge.accuracy(judge.load(out), people, SEED)
     return {"judge": {k: rounded(v) if isinstance(v, dict) else round(v, 3) for k, v in found.items()}}
 
 

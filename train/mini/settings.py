@@ -25,8 +25,8 @@ class Settings:
     pictures: int = 16_384
     text: Fit = Fit(6400, 16, 5e-4, every=1600)
     autoencoder: Fit = Fit(96_000, 8, 1e-3, every=1600)
-    unet: Fit = Fit(112_000, 16, 8e-4, every=1600)
-    adapters: Length = Length(24_000, 24_000, speed=Speed("bf16", workers=0))
+    unet: Fit = Fit(64_000, 16, 8e-4, every=1600)
+    adapters: Length = Length(16_000, 16_000, speed=Speed("bf16", workers=0))
     people: int = 256
     directions: tuple[str, ...] = world.NAMES
     least_accuracy: float = LEAST

@@ -12,6 +12,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from ...wplus_core.errors import WPlusError
 from ...wplus_core.faces import Landmarks, from_5
 from ..measures import NAN, Picture, Shown
 from . import encoder, judge, scenes, world
@@ -51,7 +52,8 @@ class People:
 
 
 class Witness:
-    """What the judge sees in a picture. people: [N, F], among whom it looks for the identity.
+    """What the judge sees in a picture. people: [N, F], among whom it looks for the identity. tried: drawn pictures
+    from which its exactness is known.
 
     text_agreement: the share of the prompt's labels that are there. detection: 1 where somebody is. top1: 1 where of
     all people the identity is the likeliest. id: squared distance to the identity's factors, 0 none, 1 a stranger's.
@@ -59,9 +61,9 @@ class Witness:
     each in 0..1 of its range. Factors of the identity count by how exactly the judge reads them in drawn pictures.
     """
 
-    def __init__(self, network: judge.Judge, people: Tensor):
+    def __init__(self, network: judge.Judge, people: Tensor, tried: int = 512):
         self.network, self.people = network, squashed(people)
-        self.weights = exactness(network)
+        self.weights = exactness(network, tried)
         self.stranger = 2 * (self.weights * self.people.var(0)).sum()
         self.known: dict[str, tuple] = {}
 
@@ -84,7 +86,10 @@ class Witness:
         """A detector, for the measurers that need one."""
         self.look([picture])
         person, _, points, _ = self.known[picture.key]
-        return from_5(points.double().numpy()) if person > 0 else None
+        try:
+            return from_5(points.double().numpy()) if person > 0 else None
+        except WPlusError:  # points too close together to be a face's
+            return None
 
     def numbers(self, s: Shown) -> dict[str, float]:
         person, factors, _, labels = self.known[s.picture.key]
@@ -109,7 +114,7 @@ def squashed(factors: Tensor) -> Tensor:
 
 
 @torch.no_grad()
-def exactness(network: judge.Judge, count: int = 512) -> Tensor:
+def exactness(network: judge.Judge, count: int) -> Tensor:
     """[I], 1 / the mean squared error with which the judge reads each factor of the identity in drawn pictures."""
     device = next(network.parameters()).device
     x = judge.drawn(count, np.random.default_rng(SEED + 1), "cpu")
