@@ -19,6 +19,7 @@ from .identity import (  # noqa: E402
     SaveIdentity,
 )
 from .loaders import LoadAdapter, LoadEncoder, LoadFaceTools  # noqa: E402
+from .miniature import LoadMiniature  # noqa: E402
 from .mix import BatchIdentities, IdentityFromBatch, MixIdentities, StyleMix, Truncate  # noqa: E402
 from .sweep import Grid, Sweep  # noqa: E402
 
@@ -26,6 +27,7 @@ NODES: list[type[io.ComfyNode]] = [
     LoadAdapter,
     LoadEncoder,
     LoadFaceTools,
+    LoadMiniature,
     AlignFace,
     EncodeIdentity,
     DecodeIdentity,

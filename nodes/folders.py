@@ -17,6 +17,7 @@ from ..wplus_core.formats import kind_of
 log = logging.getLogger(__name__)
 
 KEY = "wplus"
+MINIATURE = Path(__file__).parents[1] / "miniature"  # the trained pipeline of drawn people that the pack carries
 SUFFIXES = {".safetensors", ".bin", ".pt", ".pth", ".npy", ".dat"}
 SAVED = "wplus"  # subfolder of output/ that the save nodes write to
 DIRECTIONS = "directions"  # subfolder of the W+ model folders and of output/wplus; all tensors in it are directions
@@ -57,9 +58,14 @@ def has_generator(path: str, state: str) -> bool:
 
 
 def generator_files() -> list[str]:
-    """Names of the encoder files with a generator in them, then of generators alone."""
+    """Names of the encoder files with a generator in them, of generators alone, and of the miniature's."""
     names = [*model_files("encoder"), *model_files("generator")]
-    return [n for n in names if has_generator(str(model_path(n)), fingerprint(model_path(n)))]
+    found = [n for n in names if has_generator(str(model_path(n)), fingerprint(model_path(n)))]
+    return found + ([MINIATURE.name] if generator_path(MINIATURE.name).is_file() else [])
+
+
+def generator_path(name: str) -> Path:
+    return MINIATURE / "encoder.safetensors" if name == MINIATURE.name else model_path(name)
 
 
 def model_path(name: str) -> Path:
@@ -89,6 +95,7 @@ def saved_directions() -> Path:
 
 def direction_places() -> tuple[Path, ...]:
     places = [*(Path(p) / DIRECTIONS for p in folder_paths.get_folder_paths(KEY)), saved_directions()]
+    places.append(MINIATURE / DIRECTIONS)
     return tuple(p for p in places if p.is_dir())
 
 

@@ -27,9 +27,11 @@ from torch import Tensor
 from ..wplus_core.checkpoints import load_adapter, load_encoder, load_generator
 from ..wplus_core.errors import FileError
 from ..wplus_core.files import read, sha256
+from ..wplus_core.photos import load_photo
+from .folders import MINIATURE
 from .types import AdapterIO, EncoderIO, LoadedAdapter, LoadedEncoder, Managed
 
-FOLDER = Path(__file__).parents[1] / "miniature"
+FOLDER = MINIATURE
 WEIGHTS = {"unet": "diffusion_pytorch_model", "vae": "diffusion_pytorch_model", "text_encoder": "model"}
 HOW = "python -m comfyui_wplus.train.mini OUT --pack miniature makes it"
 
@@ -53,6 +55,7 @@ class LoadMiniature(io.ComfyNode):
                 io.Vae.Output("vae", display_name="vae", tooltip="Between pictures and latents, 8 x smaller."),
                 EncoderIO.Output("encoder", display_name="encoder", tooltip="Encoder and 64 px generator."),
                 AdapterIO.Output("adapter", display_name="adapter", tooltip="Trained for this model and encoder."),
+                io.Image.Output("faces", display_name="faces", tooltip="Some drawn people, aligned, to be encoded."),
             ],
         )
 
@@ -62,13 +65,19 @@ class LoadMiniature(io.ComfyNode):
         path = found(FOLDER / "encoder.safetensors")
         encoder = LoadedEncoder("miniature", sha256(path), Managed(load_encoder(path)), Managed(load_generator(path)))
         adapter = LoadedAdapter("miniature", load_adapter(found(FOLDER / "adapter.safetensors")))
-        return io.NodeOutput(load_unet(base), load_clip(base), load_vae(base), encoder, adapter)
+        return io.NodeOutput(load_unet(base), load_clip(base), load_vae(base), encoder, adapter, load_faces())
 
 
 def found(path: Path) -> Path:
     if not path.is_file():
         raise FileError(path, "the miniature has no such file yet", HOW)
     return path
+
+
+def load_faces() -> Tensor:
+    """[N, 64, 64, 3] of the sheet that has them side by side."""
+    sheet = load_photo(found(FOLDER / "people.png")).pixels
+    return torch.stack(sheet.split(sheet.shape[1], 2)).movedim(1, -1)
 
 
 def part(base: Path, name: str) -> tuple[dict[str, Any], dict[str, Tensor]]:

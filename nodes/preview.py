@@ -157,7 +157,7 @@ class Previews:
             raise Refused(404, "no file in models/wplus holds a generator; e4e_ffhq_encode.pt does")
         if name and name not in known:
             raise Refused(404, f"no generator file {name!r}; there are {', '.join(known)}")
-        path = folders.model_path(name or known[0])
+        path = folders.generator_path(name or known[0])
         if self.loaded == (state := folders.fingerprint(path)):
             return
         self.forget()

@@ -2,8 +2,8 @@
 
     .venv/bin/python scripts/find_models.py models output/comfy
 
-Files are told by what is in them. For what is missing an untrained stand-in is made. Prints the settings that the
-portrait workflow needs, a line each, and to stderr which file serves as what.
+Files are told by what is in them. Prints the settings that the portrait workflow needs, a line each; nothing if files
+that it needs are missing. Which file serves as what, or which are missing, goes to stderr.
 """
 
 import argparse
@@ -14,12 +14,10 @@ from pathlib import Path
 from comfyui_wplus.wplus_core.errors import FileError
 from comfyui_wplus.wplus_core.files import read
 from comfyui_wplus.wplus_core.formats import kind_of
-from stand_ins import write
 
 SUFFIXES = (".safetensors", ".bin", ".pt", ".pth", ".ckpt", ".dat")
 FOLDERS = {"adapter": "wplus", "encoder": "wplus", "parser": "wplus", "checkpoint": "checkpoints"}
 SETTINGS = {"adapter": "Adapter", "encoder": "Encoder", "parser": "Face tools", "checkpoint": "Checkpoint"}
-QUICK = ("size.width=256", "size.height=256", "Sampler.steps=4")  # for noise there is no need to wait
 
 
 def kind(path: Path) -> str:
@@ -60,21 +58,17 @@ def main() -> None:
     parser.add_argument("base", type=Path, help="the --base-directory of ComfyUI")
     args = parser.parse_args()
     found, dlib = find(args.models)
-    if ("adapter" in found) != ("checkpoint" in found):
-        say("an adapter needs an SD1.x checkpoint in models/, and the other way round: neither is used")
-        found = {k: path for k, path in found.items() if k not in ("adapter", "checkpoint")}
     shutil.rmtree(args.base / "models", ignore_errors=True)
-    for k, folder in FOLDERS.items():
-        path = found.get(k) or write(args.base.parent / "stand-ins", k)
-        link(path, args.base / "models" / folder)
-        say(f"{k}: {path}" if k in found else f"{k}: NONE in {args.models}/, an UNTRAINED stand-in: {path.name}")
-        print(f"{SETTINGS[k]}={path.name}")
     for path in dlib:
         link(path, args.base / "models/wplus")
-    if "adapter" not in found:
-        say("With an untrained model pictures are noise: this shows that everything runs, and nothing else.")
-        say("scripts/demo --download fetches the real weights (non-commercial licences).")
-        print("\n".join(QUICK))
+    for k, path in found.items():
+        link(path, args.base / "models" / FOLDERS[k])
+        say(f"{k}: {path}")
+    if missing := [k for k in FOLDERS if k not in found]:
+        say(f"missing in {args.models}/: {', '.join(missing)}; scripts/demo --download fetches them")
+        return
+    for k, path in found.items():
+        print(f"{SETTINGS[k]}={path.name}")
 
 
 if __name__ == "__main__":

@@ -4,7 +4,8 @@
     .venv/bin/python scripts/sync_workflows.py --pictures    draws the thumbnails and docs/*.jpg too
 
 Each workflows/NAME.json is opened in ComfyUI's own frontend (scripts/comfy-env newest, Chromium) and what it would
-queue becomes workflows/api/NAME.json. Where only the API form exists, the editor's form is laid out from it.
+queue becomes workflows/api/NAME.json. Where only the API form exists, the editor's form is laid out from it. Then the
+twins for the miniature are made (twins.py), both forms, in workflows/miniature.
 """
 
 import argparse
@@ -25,19 +26,19 @@ sys.path.insert(0, str(REPOSITORY / "tests"))
 from comfyui.browser import Frontend, chromium  # noqa: E402
 from comfyui.server import Server, lay_out  # noqa: E402
 from stand_ins import write  # noqa: E402
+from twins import FOLDER, WITHOUT, twin  # noqa: E402
 
 WORKFLOWS, DOCS = REPOSITORY / "workflows", REPOSITORY / "docs"
 COLUMN, GAP = 350, 56
 THUMBNAIL, FULL = 600, 1800  # widths in pixels
+STORY = "story"  # of the miniature alone, scripts/demo runs it
 IN_README = ("portrait", "two_people")
 # Pictures show the workflows as on a machine that has the files: the stand-ins go by the real names for them.
 REAL_NAMES = {
     "adapter": ["wplus/wplus_adapter.bin"],
     "encoder": ["wplus/e4e_ffhq_encode.pt"],
     "parser": ["wplus/parse_multi_iter_90000.pth"],
-    "directions": [
-        f"wplus/directions/{group}/stand_in.safetensors" for group in ("interfacegan", "latent_directions")
-    ],
+    "directions": [f"wplus/directions/{group}/stand_in.safetensors" for group in ("interfacegan", "latent_directions")],
     "checkpoint": ["checkpoints/v1-5-pruned-emaonly-fp16.safetensors", "checkpoints/dreamlike-anime-1.0.safetensors"],
     "controlnet": ["controlnet/control_v11p_sd15_canny_fp16.safetensors"],
 }
@@ -50,13 +51,23 @@ PLAIN_CANVAS = {
 }
 
 
-def export(frontend: Frontend, name: str) -> None:
-    """workflows/NAME.json to workflows/api/NAME.json, or the other way where the first is missing."""
-    ui, api = WORKFLOWS / f"{name}.json", WORKFLOWS / "api" / f"{name}.json"
+def export(frontend: Frontend, name: str, folder: Path = WORKFLOWS) -> None:
+    """FOLDER/NAME.json to FOLDER/api/NAME.json, or the other way where the first is missing."""
+    ui, api = folder / f"{name}.json", folder / "api" / f"{name}.json"
     if not ui.exists():
         ui.write_text(dump(lay_out_graph(frontend, json.loads(api.read_text()), name)))
     frontend.load(json.loads(ui.read_text()))
     api.write_text(dump(frontend.prompt()))
+
+
+def export_twin(frontend: Frontend, name: str) -> None:
+    """Both forms of the twin, anew."""
+    folder = WORKFLOWS / FOLDER
+    (folder / "api").mkdir(parents=True, exist_ok=True)
+    prompt = twin(name, json.loads((WORKFLOWS / "api" / f"{name}.json").read_text()))
+    (folder / "api" / f"{name}.json").write_text(dump(prompt))
+    (folder / f"{name}.json").unlink(missing_ok=True)
+    export(frontend, name, folder)
 
 
 def dump(workflow: dict[str, Any]) -> str:
@@ -126,6 +137,43 @@ FIT = """async () => {
 }"""
 
 
+def panel(frontend: Frontend) -> Image.Image:
+    """W+ Edit Stack after a run on the miniature, in the dark and in the light theme."""
+    ui, shots = json.loads((WORKFLOWS / FOLDER / "live_editing.json").read_text()), []
+    for palette in ("dark", "light"):
+        frontend.page.evaluate("p => app.extensionManager.setting.set('Comfy.ColorPalette', p)", palette)
+        frontend.load(ui)
+        frontend.page.evaluate("() => app.queuePrompt(0)")
+        frontend.page.get_by_text("The identity of the last run").wait_for(timeout=120_000)
+        frontend.page.wait_for_timeout(2000)  # the view moves to its place, and the finer picture comes
+        x, y, width, height = frontend.page.evaluate(PANEL)
+        frontend.page.wait_for_timeout(1000)
+        shot = frontend.page.screenshot(clip={"x": x, "y": y, "width": width, "height": height})
+        shots.append(Image.open(io.BytesIO(shot)).convert("RGB"))
+    both = Image.new("RGB", (sum(s.width for s in shots), shots[0].height))
+    for n, shot in enumerate(shots):
+        both.paste(shot, (n * shots[0].width, 0))
+    return both
+
+
+# Puts W+ Edit Stack into view with three presets, and gives its rectangle.
+PANEL = """() => {
+    const node = app.graph.nodes.find(n => n.comfyClass === "WPlusEditStack");
+    const presets = {merry: "smile=2 age=1.5", surprised: "eyes_open=2 brows=2", "half awake": "eyes_open=-1.5"};
+    node.setProperty("wplus_presets", presets);
+    const text = node.widgets.find(w => w.name === "edits");
+    text.callback(text.value);
+    node.pos = [-3000, -3000];  // where nothing lies over it
+    node.setSize([420, 730]);
+    const view = app.canvas.canvas.getBoundingClientRect(), ds = app.canvas.ds;
+    ds.scale = 1;
+    ds.offset[0] = 120 - node.pos[0];
+    ds.offset[1] = 150 - node.pos[1];
+    app.canvas.setDirty(true, true);
+    return [view.x + 106, view.y + 150 - 56, 448, 56 + 730 + 14];
+}"""
+
+
 def save_jpeg(image: Image.Image, path: Path, width: int) -> None:
     path.parent.mkdir(exist_ok=True)
     image.resize((width, round(image.height * width / image.width)), Image.Resampling.LANCZOS).save(path, quality=85)
@@ -146,11 +194,16 @@ def main() -> None:
         ):
             for name in names:
                 export(page, name)
+                if name not in WITHOUT:
+                    export_twin(page, name)
                 if args.pictures:
                     ui = json.loads((WORKFLOWS / f"{name}.json").read_text())
                     save_jpeg(picture(page, ui, notes=False), WORKFLOWS / f"{name}.jpg", THUMBNAIL)
                 if args.pictures and name in IN_README:
                     save_jpeg(picture(page, ui), DOCS / f"{name}.jpg", FULL)
+            export(page, STORY, WORKFLOWS / FOLDER)
+            if args.pictures:
+                panel(page).save(DOCS / "live_editing.jpg", quality=85)
 
 
 if __name__ == "__main__":

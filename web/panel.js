@@ -7,6 +7,8 @@ import { Preview, serverCatalogue } from "./preview.js";
 
 const PRESETS = "wplus_presets"; // in node.properties: {name: text of edits}
 const STEP = 0.05;
+const LOADERS = ["WPlusLoadEncoder", "WPlusLoadMiniature"]; // of a generator; the second has no file to choose
+const DRAWN = "drawn"; // the group of the miniature's directions, of use with its codes alone
 
 const sheet = document.createElement("link");
 sheet.rel = "stylesheet";
@@ -166,7 +168,7 @@ export class Panel {
     this.list.replaceChildren(this.others, this.nothing);
     const byGroup = Map.groupBy ? Map.groupBy(this.catalogue.directions, (d) => d.group) : grouped(this.catalogue.directions);
     for (const [name, directions] of byGroup) this.addGroup(name, directions);
-    this.nothing.textContent = this.groups.length
+    this.nothing.textContent = this.groups.some((group) => !group.drawn)
       ? "No direction of that name"
       : "No directions yet: put their files into models/wplus/directions, then press R";
     this.refresh();
@@ -191,8 +193,8 @@ export class Panel {
       },
     });
     const summary = make("summary", {}, pretty(name || "other"), count, reset);
-    const element = make("details", { className: "wplus-group", open: this.groups.length < 2 }, summary, ...rows.map((r) => r.element));
-    this.groups.push({ element, rows, count, reset });
+    const element = make("details", { className: "wplus-group", open: this.groups.length < 2 || name === DRAWN }, summary, ...rows.map((r) => r.element));
+    this.groups.push({ element, rows, count, reset, drawn: name === DRAWN });
     this.list.append(element);
   }
 
@@ -260,9 +262,11 @@ export class Panel {
     const words = this.search.value.toLowerCase().replaceAll("_", " ").split(" ").filter(Boolean);
     const only = this.onlyChanged.getAttribute("aria-pressed") === "true";
     const shows = (row) => words.every((word) => row.words.includes(word)) && (!only || row.value !== 0);
+    const miniature = this.loader()?.comfyClass === LOADERS[1];
     let shown = 0;
-    for (const { element, rows } of this.groups) {
-      const fitting = rows.filter(shows);
+    for (const { element, rows, drawn } of this.groups) {
+      const other = drawn !== miniature && rows.every((row) => row.value === 0);
+      const fitting = other ? [] : rows.filter(shows);
       for (const row of rows) row.element.hidden = !fitting.includes(row);
       element.hidden = !fitting.length;
       if (fitting.length && (words.length || only)) element.open = true;
@@ -315,11 +319,17 @@ export class Panel {
     return [{}, "The average face. Run once to see yours."];
   }
 
+  /** The node that the generator comes from, if the graph has one. */
+  loader() {
+    return app.graph.nodes?.find((node) => LOADERS.includes(node.comfyClass));
+  }
+
   look() {
     if (!this.catalogue.generators.length || !this.node.graph) return;
     const [who, label] = this.face();
     const { text, unknown } = this.catalogue.known(this.text.value ?? "");
-    const encoder = app.graph.nodes?.find((node) => node.comfyClass === "WPlusLoadEncoder")?.widgets?.[0]?.value;
+    const loader = this.loader();
+    const encoder = loader?.widgets?.[0]?.value ?? (loader && "miniature");
     const generator = this.catalogue.generators.includes(encoder) ? encoder : this.catalogue.generators[0];
     const keep_plausible = Boolean(this.node.widgets.find((w) => w.name === "keep_plausible")?.value);
     const edits = this.comparing ? "" : text;

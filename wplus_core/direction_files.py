@@ -26,6 +26,7 @@ log = logging.getLogger(__name__)
 SUFFIXES = (".safetensors", ".pt", ".pth", ".npy", ".bin")
 TABLE = "ganspace_configs.csv"
 FIRST_GROUPS = ("interfacegan", "latent_directions", "ganspace")  # whose `smile` a plain "smile" is
+LAST_GROUPS = ("drawn",)  # the miniature's, which are always there
 # Two published latent directions point to less of their name: smile has cosine -0.91 with emotion_happy of the same set
 # and -0.62 with InterFaceGAN's smile, age -0.39 with InterFaceGAN's age. A strength turns them round, a raw number not.
 POINT_TO_LESS = {
@@ -170,7 +171,8 @@ class Collection:
 
     def find(self, name: str) -> Direction:
         """By full name, or by name alone: where several groups have it, InterFaceGAN's, latent directions', GANSpace's,
-        then the others' by alphabet. Case does not count; a space is an underscore. WPlusError names the nearest.
+        then the others' by alphabet, the miniature's last. Case does not count; a space is an underscore. WPlusError
+        names the nearest.
         """
         wanted = plain(name)
         known = {plain(full): d for full, d in self.directions.items()}
@@ -201,7 +203,8 @@ def plain(name: str) -> str:
 
 def by_group(full: str) -> tuple[int, str]:
     group = full.rpartition("/")[0]
-    return FIRST_GROUPS.index(group) if group in FIRST_GROUPS else len(FIRST_GROUPS), full
+    first = FIRST_GROUPS.index(group) if group in FIRST_GROUPS else len(FIRST_GROUPS)
+    return first + (group in LAST_GROUPS), full
 
 
 def load_collection(*places: str | Path) -> Collection:

@@ -1,13 +1,14 @@
 """The measurer of pictures, in place of CLIP, a face detector and a face recogniser: what is in a picture, and who.
 
-Two small networks, trained on drawn pictures alone: one sees in the whole picture whether somebody is there, where,
-and what the scene is; the other reads a person's factors in the face that is cut out by the first one's points. Neither
-ever sees what the other networks make.
+Three small networks, trained on drawn pictures alone: one sees in the whole picture whether somebody is there and what
+the scene is, one where the face is, and the third reads a person's factors in the face that is cut out there. None of
+them ever sees what the other networks make.
 """
 
 from __future__ import annotations
 
 from dataclasses import dataclass
+from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
@@ -22,13 +23,35 @@ from . import places, scenes, styles, world
 from .fit import Fit, fit
 from .pictures import CROP, SIZE, aligned
 
-HEADS = {"points": 10, "person": 1} | {k: len(v) for k, v in scenes.LABELS.items()}
+HEADS = {"person": 1} | {k: len(v) for k, v in scenes.LABELS.items()}
 EMPTY, FACES = 0.2, 0.25  # of the pictures it learns from have nobody in them, and are aligned faces
 JITTER = 1.5  # pixels by which points are found wrongly: faces are cut out so to learn from
 SCENE = EncoderConfig("single", layers=1, w_dim=sum(HEADS.values()), units=(1, 1, 1, 1), channels=(16, 32, 48, 64),
                       image_size=SIZE)  # fmt: skip
 FACE = EncoderConfig("single", layers=1, w_dim=len(world.FACTORS), units=(1, 1, 1, 1), channels=(32, 48, 64, 80),
                      image_size=CROP)  # fmt: skip
+
+
+class Where(nn.Module):
+    """Pictures [B, 3, S, S] in -1..1 -> points [B, 5, 2] in pixels: the middle of where each of them may be."""
+
+    def __init__(self, channels: tuple[int, ...] = (16, 24, 32, 48)):
+        super().__init__()
+        strides = (2, 2, 2, 1, 1)
+        widths = (3, *channels, channels[-1])
+        layers = [nn.Conv2d(*pair, 3, s, 1) for pair, s in zip(pairwise(widths), strides, strict=True)]
+        self.layers = nn.ModuleList(layers)
+        self.to_maps = nn.Conv2d(channels[-1], 5, 3, 1, 1)
+
+    def forward(self, x: Tensor) -> Tensor:
+        side = x.shape[-1]
+        for layer in self.layers:
+            x = F.leaky_relu(layer(x), 0.1)
+        maps = self.to_maps(x).float()
+        cell = side / maps.shape[-1]
+        at = (torch.arange(maps.shape[-1], device=x.device) + 0.5) * cell - 0.5
+        share = maps.flatten(2).softmax(2).unflatten(2, maps.shape[2:])
+        return torch.stack([share.sum(2) @ at, share.sum(3) @ at], 2)
 
 
 @dataclass(frozen=True)
@@ -49,13 +72,13 @@ class Judge(nn.Module):
 
     def __init__(self):
         super().__init__()
-        self.scene, self.face = build_encoder(SCENE), build_encoder(FACE)
+        self.scene, self.where, self.face = build_encoder(SCENE), Where(), build_encoder(FACE)
 
     def forward(self, x: Tensor, points: Tensor | None = None) -> Seen:
         """points: [B, 5, 2], where the faces are, instead of where it sees them itself."""
         parts = self.scene(x * 2 - 1)[:, 0].float().split(list(HEADS.values()), 1)
         parts = dict(zip(HEADS, parts, strict=True))
-        found = (parts["points"].unflatten(1, (5, 2)) * 0.2 + 0.5) * SIZE
+        found = self.where(x * 2 - 1)
         factors = self.read_face(aligned(x, found.detach() if points is None else points))
         return Seen(parts["person"][:, 0], factors, found, {name: parts[name] for name in scenes.LABELS})
 

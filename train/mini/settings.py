@@ -21,12 +21,12 @@ class Settings:
     generator: Fit = Fit(240_000, 8, 2e-2, every=2000)
     critic: Fit = Fit(24_000, 16, 2e-3, every=2000)
     encoder: Fit = Fit(48_000, 8, 1e-3, every=2000)
-    judge: Fit = Fit(48_000, 16, 2e-3, every=1600)
+    judge: Fit = Fit(64_000, 16, 2e-3, every=1600)
     pictures: int = 16_384
     text: Fit = Fit(6400, 16, 5e-4, every=1600)
     autoencoder: Fit = Fit(96_000, 8, 1e-3, every=1600)
     unet: Fit = Fit(64_000, 16, 8e-4, every=1600)
-    adapters: Length = Length(16_000, 16_000, speed=Speed("bf16", workers=0))
+    adapters: Length = Length(12_000, 12_000, speed=Speed("bf16", workers=0))
     people: int = 256
     directions: tuple[str, ...] = world.NAMES
     least_accuracy: float = LEAST
