@@ -89,7 +89,9 @@ def part(base: Path, name: str) -> tuple[dict[str, Any], dict[str, Tensor]]:
 def load_unet(base: Path) -> comfy.model_patcher.ModelPatcher:
     """As comfy.sd.load_diffusion_model_state_dict, with the config given instead of detected."""
     config, weights = part(base, "unet")
-    config = comfy.supported_models.SD15(unet_config(config))
+    wanted = unet_config(config)
+    config = comfy.supported_models.SD15(wanted)
+    config.unet_config |= wanted  # SD15 brings its own eight heads along
     device, offload = comfy.model_management.get_torch_device(), comfy.model_management.unet_offload_device()
     dtypes, count = config.supported_inference_dtypes, comfy.utils.calculate_parameters(weights)
     dtype = comfy.model_management.unet_dtype(model_params=count, supported_dtypes=dtypes, weight_dtype=torch.float16)
