@@ -31,7 +31,6 @@ from ..wplus_core.photos import load_photo
 from .folders import MINIATURE
 from .types import AdapterIO, EncoderIO, LoadedAdapter, LoadedEncoder, Managed
 
-FOLDER = MINIATURE
 WEIGHTS = {"unet": "diffusion_pytorch_model", "vae": "diffusion_pytorch_model", "text_encoder": "model"}
 HOW = "python -m comfyui_wplus.train.mini OUT --pack miniature makes it"
 
@@ -61,10 +60,10 @@ class LoadMiniature(io.ComfyNode):
 
     @classmethod
     def execute(cls) -> io.NodeOutput:
-        base = FOLDER / "base"
-        path = found(FOLDER / "encoder.safetensors")
+        base = MINIATURE / "base"
+        path = found(MINIATURE / "encoder.safetensors")
         encoder = LoadedEncoder("miniature", sha256(path), Managed(load_encoder(path)), Managed(load_generator(path)))
-        adapter = LoadedAdapter("miniature", load_adapter(found(FOLDER / "adapter.safetensors")))
+        adapter = LoadedAdapter("miniature", load_adapter(found(MINIATURE / "adapter.safetensors")))
         return io.NodeOutput(load_unet(base), load_clip(base), load_vae(base), encoder, adapter, load_faces())
 
 
@@ -76,7 +75,7 @@ def found(path: Path) -> Path:
 
 def load_faces() -> Tensor:
     """[N, 64, 64, 3] of the sheet that has them side by side."""
-    sheet = load_photo(found(FOLDER / "people.png")).pixels
+    sheet = load_photo(found(MINIATURE / "people.png")).pixels
     return torch.stack(sheet.split(sheet.shape[1], 2)).movedim(1, -1)
 
 

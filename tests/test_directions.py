@@ -318,6 +318,14 @@ def test_a_plain_name_is_found_and_interfacegan_comes_first(folder, caplog):
     assert c.find("ganspace/smile").layers == (4, 5)
 
 
+def test_a_plain_name_is_the_users_own_before_the_miniatures(tmp_path):
+    for group in ("drawn", "mine"):
+        save_directions([Direction("smile", torch.ones(18, 512))], tmp_path / group / "smile.safetensors")
+    c = load_collection(tmp_path)
+    assert list(c.directions) == ["mine/smile", "drawn/smile"]
+    assert c.find("smile").name == "mine/smile" and c.find("drawn/smile").name == "drawn/smile"
+
+
 def test_an_unknown_name_is_told_the_nearest(folder):
     c = load_collection(folder)
     with pytest.raises(WPlusError, match=r"no direction 'smlie' among the 7 known; the nearest: .*interfacegan/smile"):

@@ -242,6 +242,24 @@ def test_a_run_brings_its_identity(frontend, server, photo, client):
     assert pixels(frontend) != average
 
 
+def test_the_miniatures_sliders_and_faces_are_shown_where_it_is_loaded(panel):
+    panel.page.evaluate("() => app.graph.add(LiteGraph.createNode('WPlusLoadMiniature'))")
+    other = pixels(panel)
+    type_text(panel, "drawn/age=2")
+    picture = panel.page.locator(".wplus-picture")
+    expect(picture).to_have_attribute("data-edits", "drawn/age=2", timeout=60_000)
+    picture.evaluate("image => image.decode()")
+    assert picture.evaluate("image => image.naturalWidth") == 64 and pixels(panel) != other
+    assert slider(panel, "age").input_value() == "2"  # one slider of that name: the user's own are not for these codes
+    expect(slider(panel, "pose")).to_have_count(0)
+    expect(slider(panel, "glasses")).to_have_count(1)
+
+
+def test_without_the_miniature_its_sliders_are_not_in_the_way(panel):
+    expect(slider(panel, "glasses")).to_have_count(0)
+    expect(slider(panel, "pose")).to_have_count(1)
+
+
 def test_the_identity_file_before_it_is_whose_face_it_is(panel, server):
     for seed, name in enumerate(("ann", "bob")):
         w = torch.randn(1, 18, 512, generator=torch.Generator().manual_seed(seed))

@@ -48,7 +48,7 @@ def sample(model, noise: torch.Tensor, timesteps: torch.Tensor, positive, negati
 
 @torch.inference_mode()
 def errors(folder: str, expected: str) -> dict[str, float]:
-    miniature.FOLDER = Path(folder)
+    miniature.MINIATURE = Path(folder)
     x, told = load(expected)
     model, clip, vae, encoder, adapter, faces = miniature.LoadMiniature.execute().args
     positive, negative = (clip.encode_from_tokens_scheduled(clip.tokenize(t)) for t in (told["prompt"], ""))

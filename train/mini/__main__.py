@@ -11,7 +11,6 @@ command again resumes. On a GPU it takes about ten minutes; on a CPU (--settings
 from __future__ import annotations
 
 import logging
-import sys
 from collections.abc import Callable
 from pathlib import Path
 from typing import Annotated, Literal
@@ -35,6 +34,7 @@ from . import (
     settings,
     text,
 )
+from .command import run
 
 log = logging.getLogger(__name__)
 
@@ -97,8 +97,4 @@ def main(
 
 
 if __name__ == "__main__":
-    logging.basicConfig(level=logging.INFO, format="%(asctime)s %(message)s", datefmt="%H:%M:%S")
-    try:
-        tyro.cli(main, prog="python -m comfyui_wplus.train.mini", description=__doc__)
-    except WPlusError as e:
-        sys.exit(str(e))
+    run(main, "mini", __doc__)

@@ -10,8 +10,6 @@ pictures are kept in OUT/evaluation, so the same command goes on where it was st
 from __future__ import annotations
 
 import json
-import logging
-import sys
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
@@ -34,9 +32,8 @@ from ..evaluate_report import table_of
 from ..measures import BackgroundChange, Picture, Shown
 from ..sampling import Sampling, decode, noise, sample
 from . import adapters, autoencoder, base, judge, numbers, scenes, text, world
+from .command import run
 from .witness import ATTRIBUTES, PROMPTS, People, Witness
-
-log = logging.getLogger(__name__)
 
 VARIANTS = tuple(name for name in adapters.TRAININGS if not name.endswith("stage1"))
 LATENT = (16, 16)
@@ -308,8 +305,4 @@ def main(
 
 
 if __name__ == "__main__":
-    logging.basicConfig(level=logging.INFO, format="%(asctime)s %(message)s", datefmt="%H:%M:%S")
-    try:
-        tyro.cli(main, prog="python -m comfyui_wplus.train.mini.evaluation", description=__doc__)
-    except WPlusError as e:
-        sys.exit(str(e))
+    run(main, "mini.evaluation", __doc__)

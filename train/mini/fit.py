@@ -26,7 +26,7 @@ from ..draws import stream
 log = logging.getLogger(__name__)
 
 STATE = "state.pt"
-CPU_HAS_BFLOAT16 = torch.ops.mkldnn._is_mkldnn_bf16_supported()
+CPU_HAS_BFLOAT16 = torch.backends.mkldnn.is_available() and torch.ops.mkldnn._is_mkldnn_bf16_supported()
 Loss = Callable[[nn.Module, int, np.random.Generator], dict[str, Tensor]]
 
 

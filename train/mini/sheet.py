@@ -1,21 +1,28 @@
 """Look at the drawn world: people, what each attribute does to two of them, and all places and styles.
 
 python -m comfyui_wplus.train.mini.sheet miniature_world.jpg --seed 3
+python -m comfyui_wplus.train.mini.sheet miniature_faces.png --edits miniature   what the trained networks make of it
 """
 
 from __future__ import annotations
 
 import argparse
 import sys
+from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
 import torch
+import torch.nn.functional as F
 from PIL import Image
 from torch import Tensor
 
+from ...wplus_core.direction_files import load_directions
+from ...wplus_core.directions import Edit, edit
 from ...wplus_core.sheets import grid
+from . import encoder, generator, pack
+from .directions import face
 from .scenes import LABELS, sample_scenes, scenes
 from .world import FACTORS, NAMES, faces, sample
 
@@ -64,14 +71,33 @@ def world_sheet(seed: int = 0, width: int = 900) -> Image.Image:
     return sheet
 
 
+EDITS = {"smile": (2, -2), "eyes_open": (-2,), "age": (2.5,), "glasses": (3,), "turn": (2,)}
+
+
+@torch.no_grad()
+def edits_sheet(folder: Path, rows: Sequence[int] = (0, 3, 4), size: int = 96) -> Image.Image:
+    """Some of the loader's people as they are drawn, encoded, and edited, by the networks of a folder."""
+    painter, known = generator.load(folder), load_directions(folder / "directions" / "drawn.safetensors")
+    by_name = {d.name: d for d in known}
+    edits = [Edit(by_name[name], s) for name, strengths in EDITS.items() for s in strengths]
+    drawn = faces(pack.people()[list(rows)])
+    w = encoder.load(folder)(drawn * 2 - 1)
+    columns = [drawn, face(painter, w), *(face(painter, edit(w, [e])) for e in edits)]
+    pictures = F.interpolate(torch.stack(columns, 1).flatten(0, 1), size=size, mode="bilinear")
+    names = [f"{e.direction.name.replace('_', ' ')} {e.strength:+g}" for e in edits]
+    return grid(pictures, len(columns), column_labels=["drawn", "encoded", *names])
+
+
 def main(args: list[str]) -> int:
     parser = argparse.ArgumentParser(
         prog="python -m comfyui_wplus.train.mini.sheet", description=__doc__.split("\n")[0]
     )
     parser.add_argument("out", type=Path, help="picture to write: .jpg, .png, ...")
     parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--edits", type=Path, metavar="MINIATURE", help="edited faces, by the networks of this folder")
     options = parser.parse_args(args)
-    world_sheet(options.seed).save(options.out, quality=70)
+    sheet = edits_sheet(options.edits) if options.edits else world_sheet(options.seed)
+    sheet.save(options.out, quality=70)
     print(options.out)
     return 0
 
