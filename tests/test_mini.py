@@ -1,5 +1,6 @@
 """The miniature's making: every part on a tiny scale, resuming, and the committed weights against their numbers."""
 
+import itertools
 import json
 from dataclasses import replace
 from pathlib import Path
@@ -8,7 +9,19 @@ import numpy as np
 import pytest
 import torch
 from comfyui_wplus.train.measures import Picture, Shown
-from comfyui_wplus.train.mini import evaluation, generator, numbers, pack, pictures, scenes, text, witness, world
+from comfyui_wplus.train.mini import (
+    base,
+    evaluation,
+    generator,
+    judge,
+    numbers,
+    pack,
+    pictures,
+    scenes,
+    text,
+    witness,
+    world,
+)
 from comfyui_wplus.train.mini.__main__ import make_parts, parts
 from comfyui_wplus.train.mini.evaluation import Bench, Size
 from comfyui_wplus.train.mini.fit import Fit, fit
@@ -26,19 +39,23 @@ pytestmark = pytest.mark.xdist_group("mini")  # they share what they train
 MINIATURE = Path(__file__).parents[1] / "miniature"
 SMALL = GeneratorConfig(channels=(8, 8, 8), w_dim=64, mapping_layers=1)
 LOSS = generator.loss_at(16)
-THROUGH_STAGE2 = 14  # parts; the ablations after them are the same code with other settings
 
 
 @pytest.fixture(scope="module")
 def out(tmp_path_factory):
     folder = tmp_path_factory.mktemp("mini")
-    names = tuple(parts(folder, TINY, "cpu"))[:THROUGH_STAGE2]
-    make_parts(folder, TINY, "cpu", names)
+    make_parts(folder, TINY, "cpu", through_stage2(folder))
     return folder
 
 
+def through_stage2(folder):
+    """The ablations after it are the same code with other settings."""
+    names = tuple(parts(folder, TINY, "cpu"))
+    return names[: names.index("full") + 1]
+
+
 def test_every_part_writes_its_file_and_is_not_made_twice(out):
-    done = {name: file for name, (file, _) in list(parts(out, TINY, "cpu").items())[:THROUGH_STAGE2]}
+    done = {name: parts(out, TINY, "cpu")[name][0] for name in through_stage2(out)}
     assert all(file.is_file() for file in done.values())
     before = {file: file.stat().st_mtime_ns for file in done.values()}
     make_parts(out, TINY, "cpu", tuple(done))
@@ -48,6 +65,15 @@ def test_every_part_writes_its_file_and_is_not_made_twice(out):
 def test_an_unknown_part_is_named(tmp_path):
     with pytest.raises(WPlusError, match="unett"):
         make_parts(tmp_path, TINY, "cpu", ("unett",))
+
+
+def test_the_unet_begins_from_a_finished_one_where_that_is_wanted(out, tmp_path):
+    (tmp_path / "base").mkdir()
+    for name in ("pictures", "latents.safetensors", "base/tokenizer", "base/text_encoder"):
+        (tmp_path / name).symlink_to(out / name)
+    base.make(tmp_path, Fit(0, 2, 1e-3), "cpu", start=out)
+    for a, b in zip(base.load(tmp_path).parameters(), base.load(out).parameters(), strict=True):
+        assert a.equal(b)
 
 
 def test_the_adapter_fits_the_miniatures_own_encoder_and_unet(out):
@@ -120,8 +146,8 @@ def test_the_witness_counts_what_the_judge_sees(monkeypatch):
         return Seen(torch.tensor(person), factors, 30 + 40 * torch.rand(5, 2), hot)
 
     smiling = people[1] + 2 * torch.eye(len(world.NAMES))[world.NAMES.index("smile")]
-    judge = Omniscient([seen(people[1]), seen(smiling), seen(people[2], -1.0, wrong=3)])
-    look = witness.Witness(judge, people)
+    network = Omniscient([seen(people[1]), seen(smiling), seen(people[2], -1.0, wrong=3)])
+    look = witness.Witness(network, people)
     grey = [Picture(str(i), torch.full((3, 128, 128), i / 100)) for i in range(3)]
     found = look([
         Shown(grey[0], prompt, "001"),
@@ -174,8 +200,44 @@ def test_every_word_is_one_token_and_strange_ones_are_spelled(tmp_path):
     assert {len(tokenizer(word).input_ids) for word in scenes.WORDS} == {3}
     spelled = tokenizer("moped").input_ids[1:-1]
     assert 1 < len(spelled) <= len("moped") and tokenizer.eos_token_id not in spelled
-    longest = max(scenes.captions(scenes.sample_scenes(500, np.random.default_rng(0))), key=len)
-    assert len(tokenizer(longest).input_ids) <= text.TOKENS
+    captions = [
+        scenes.caption([values.index(v) for v, values in zip(row, scenes.LABELS.values(), strict=True)])
+        for row in itertools.product(*scenes.LABELS.values())
+    ]
+    longest = max(len(ids) for ids in tokenizer(captions).input_ids)
+    assert longest + pictures.LOOKS == text.TOKENS
+
+
+def test_captions_of_pictures_say_looks_only_when_asked(out):
+    kept, rows = pictures.Pictures(out), np.arange(12)
+    plain, rng = kept.captions(rows), np.random.default_rng(0)
+    told = kept.captions(rows, rng)
+    assert any(a != b for a, b in zip(plain, told, strict=True))
+    for caption, without, true in zip(told, plain, world.looks(kept.z[rows]), strict=True):
+        words = caption.split()
+        extra = words[1 : len(words) - len(without.split()) + 1]
+        assert set(extra) <= set(true) and len(extra) <= pictures.LOOKS
+        assert [w for w in words[1:] if w not in extra] == without.split()[1:]
+
+
+def test_where_finds_the_highest_place_between_cells():
+    where = judge.Where()
+    points = torch.tensor([[[20.3, 31.0], [90.0, 33.7], [60.2, 50.1], [45.5, 70.0], [80.0, 71.9]]])
+    y, x = judge.cells(32, torch.device("cpu"))
+    distance = (x - points[..., 0, None, None]).square() + (y - points[..., 1, None, None]).square()
+    where.maps = lambda images: -distance / (2 * judge.CELL**2)
+    assert (where(torch.zeros(1, 3, 128, 128)) - points).abs().max() < 0.5
+
+
+def test_views_move_the_points_with_the_picture():
+    points = torch.tensor([[[60.0, 50.0], [75.0, 52.0], [66.0, 60.0], [61.0, 70.0], [72.0, 71.0]]])
+    at = torch.arange(128.0)
+    dot = torch.exp(-((at - points[0, 0, 0]) ** 2 + (at[:, None] - points[0, 0, 1]) ** 2) / 18)
+    seen, moved = judge.views(dot.expand(1, 3, 128, 128), points, np.random.default_rng(0))
+    share = seen[:, 0] / seen[:, 0].sum((1, 2), keepdim=True)
+    middle = torch.stack([(share.sum(1) * at).sum(1), (share.sum(2) * at).sum(1)], 1)
+    assert len(seen) == judge.VIEWS and (moved[:, 0] - points[:, 0]).abs().amax() > 5
+    assert (middle - moved[:, 0]).abs().max() < 0.5
 
 
 def test_a_crop_cut_from_a_photo_is_the_aligned_face():
@@ -204,6 +266,11 @@ def test_the_committed_networks_are_as_good_as_their_numbers_say(said, name, mea
     if name not in said:
         pytest.skip(f"{name}: not trained yet")
     assert abs(measure(MINIATURE, 32)[name] - said[name]) < 1
+
+
+def test_the_committed_judge_finds_faces(said):
+    assert said["judge"]["points_px"] < 2
+    assert abs(judge.accuracy(judge.load(MINIATURE), 64)["points_px"] - said["judge"]["points_px"]) < 1
 
 
 def test_every_edit_moves_its_own_attribute_most(said):

@@ -166,7 +166,23 @@ def test_captions_say_all_labels_and_use_few_words():
     for i, text in enumerate(texts):
         assert labels_of(text) == [values[getattr(s, name)[i]] for name, values in LABELS.items()]
     used = {word for text in [*texts, world.NEUTRAL] for word in text.replace(",", "").split()}
-    assert used <= set(WORDS) and {"cat", "a", "an", "sketch"} <= used and len(WORDS) <= 80
+    assert used <= set(WORDS) and {"cat", "a", "an", "sketch"} <= used and len(WORDS) <= 100
+
+
+@pytest.mark.parametrize("name", world.LOOKS)
+def test_words_of_looks_follow_their_factor(name):
+    words, person = world.LOOKS[name], people(1)
+    said = [set(world.looks(with_factor(person, name, v))[0]) & set(words) for v in torch.linspace(-3, 3, 200)]
+    order = [next(iter(w), "") for w in said]
+    assert [w for i, w in enumerate(order) if not i or w != order[i - 1]] == list(dict.fromkeys(words))
+    assert sum(w in others for w in words if w for others in world.LOOKS.values()) == len([w for w in words if w])
+
+
+def test_a_caption_with_looks_is_a_sentence():
+    assert world.looking("a face on white", ["old", "sad"]) == "an old sad face on white"
+    assert world.looking("a person in a red dress", []) == "a person in a red dress"
+    some = world.some_looks(world.sample(300, rng()), rng(1), 3)
+    assert {len(words) for words in some} == {0, 1, 2, 3}
 
 
 @pytest.mark.parametrize("label", LABELS)

@@ -6,7 +6,7 @@ import sys
 import pytest
 import torch
 from comfyui_wplus.client import load, title_of
-from comfyui_wplus.train.mini import judge, scenes, world
+from comfyui_wplus.train.mini import judge, pack, scenes, world
 from comfyui_wplus.wplus_core.photos import load_photo
 
 from .server import REPOSITORY
@@ -85,10 +85,20 @@ def test_the_storys_codes_smile_age_and_wear_glasses(client, look, tmp_path):
         workflow[titles["Save sheet"]]["inputs"]["images"] = [titles["Faces by StyleGAN2"], 0]
         for title in ("Sheet", "Faces", "What the generator makes of the codes"):
             workflow.pop(titles[title])
-        rows.append(look.read_face(pictures(client, workflow, tmp_path / str(person))))
+        rows.append(look.reader.read_face(pictures(client, workflow, tmp_path / str(person))))
     plain, smiling, sad, old, glasses = torch.stack(rows).mean(0)
     assert smiling[SMILE] > plain[SMILE] + 0.7 and sad[SMILE] < plain[SMILE] - 0.7
     assert old[AGE] > plain[AGE] + 0.5 and glasses[GLASSES] > plain[GLASSES] + 0.7
+
+
+@pytest.mark.parametrize("name", ["skin"])
+def test_a_person_comes_into_the_scene(client, look, name, tmp_path):
+    """Eight people in the same scene, by the judge: what it reads goes with who they are. The noise is the same."""
+    who = pack.people()
+    runs = [graph("portrait", ImageFromBatch__batch_index=i) for i in range(len(who))]
+    scenes = torch.cat([pictures(client, run, tmp_path / str(i)) for i, run in enumerate(runs)])
+    factor = world.NAMES.index(name)
+    assert torch.corrcoef(torch.stack([look(scenes).factors[:, factor], who[:, factor]]))[0, 1] > 0.6
 
 
 def test_pictures_show_what_the_prompt_says(client, look, tmp_path):

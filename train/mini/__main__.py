@@ -39,19 +39,22 @@ from .command import run
 log = logging.getLogger(__name__)
 
 
-def parts(out: Path, s: settings.Settings, device: str) -> dict[str, tuple[Path, Callable[[], Path]]]:
+def parts(
+    out: Path, s: settings.Settings, device: str, start: Path | None = None
+) -> dict[str, tuple[Path, Callable[[], Path]]]:
     """By name, in order: the file that tells that the part is done, and what makes it."""
     table = {
         "critic": ("critic.safetensors", lambda: critic.make(out, s.critic, device)),
         "generator": ("generator.safetensors", lambda: generator.make(out, s.generator, device)),
         "judge": ("judge.safetensors", lambda: judge.make(out, s.judge, device)),
+        "where": ("where.safetensors", lambda: judge.make_where(out, s.where, device)),
         "encoder": ("encoder.safetensors", lambda: encoder.make(out, s.encoder, device)),
         "directions": ("pca.safetensors", lambda: directions.make(out, s.people, s.directions, s.least_accuracy)),
         "pictures": ("pictures/truth.safetensors", lambda: pictures.make(out, s.pictures, device)),
         "text": ("base/text_encoder/model.safetensors", lambda: text.make(out, s.text, device)),
         "autoencoder": ("base/vae/config.json", lambda: autoencoder.make(out, s.autoencoder, device)),
         "latents": ("latents.safetensors", lambda: base.make_latents(out, device)),
-        "unet": ("base/unet/config.json", lambda: base.make(out, s.unet, device)),
+        "unet": ("base/unet/config.json", lambda: base.make(out, s.unet, device, start)),
     }
     for name in adapters.DATA:
         table[f"{name}_data"] = f"data/{name}/index.json", lambda name=name: adapters.make_data(out, name, device)
@@ -60,9 +63,9 @@ def parts(out: Path, s: settings.Settings, device: str) -> dict[str, tuple[Path,
     return {name: (out / file, make) for name, (file, make) in table.items()}
 
 
-def make_parts(out: Path, s: settings.Settings, device: str, only: tuple[str, ...] = ()):
+def make_parts(out: Path, s: settings.Settings, device: str, only: tuple[str, ...] = (), start: Path | None = None):
     """Make what is not there yet, in order."""
-    table = parts(out, s, device)
+    table = parts(out, s, device, start)
     if unknown := set(only) - set(table):
         raise WPlusError(f"no such parts: {sorted(unknown)}; there are {', '.join(table)}")
     for name, (file, make) in table.items():
@@ -76,6 +79,7 @@ def main(
     out: Annotated[Path, tyro.conf.Positional],
     parts: tuple[str, ...] = (),
     settings_name: Annotated[Literal["auto", "cpu", "gpu", "tiny"], tyro.conf.arg(name="settings")] = "auto",
+    start: Path | None = None,
     pack_into: Annotated[Path | None, tyro.conf.arg(name="pack")] = None,
 ):
     """Make the miniature.
@@ -84,12 +88,13 @@ def main(
         out: the folder that everything is made in.
         parts: the parts to make, all if none is named.
         settings_name: how long each part is trained.
+        start: a miniature, such as the pack's, whose UNet the training begins from, in place of random weights.
         pack_into: where to write the files that the pack carries.
     """
     device = "cuda" if torch.cuda.is_available() else "cpu"
     chosen = {"auto": device, "gpu": "cuda"}.get(settings_name, settings_name)
     lengths = {"cpu": settings.CPU, "cuda": settings.GPU, "tiny": settings.TINY}[chosen]
-    make_parts(out, lengths, device, parts)
+    make_parts(out, lengths, device, parts, start)
     numbers.make(out, lengths.people)
     if pack_into:
         for file, size in pack.write(out, pack_into).items():

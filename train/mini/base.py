@@ -53,14 +53,18 @@ def loss_on(latents: Tensor, pictures: Pictures, words):
     """latents: [N, 8, h, w]. words: captions -> embeddings."""
 
     def loss(unet: UNet2DConditionModel, batch: int, rng: np.random.Generator) -> dict[str, Tensor]:
-        """|| noise - eps ||^2 with min-SNR weights; the caption is left out of every tenth picture."""
+        """|| noise - eps ||^2 with min-SNR weights; the caption is left out of every tenth picture.
+
+        Captions say something of the person's looks too, as those that SD1.x learned from do: so the cross-attention
+        that the adapter adds to has learned to paint faces by it.
+        """
         rows = rng.integers(len(latents), size=batch)
         mean, std = latents[rows].float().chunk(2, 1)
         draw = torch.from_numpy(rng.standard_normal((2, *mean.shape), dtype=np.float32))
         z0, noise = (mean + std * draw[0]) * Index.scaling_factor, draw[1]
         t = torch.from_numpy(rng.integers(STEPS, size=batch))
         dropped = rng.random(batch) < DROP_TEXT
-        captions = ["" if d else c for c, d in zip(pictures.captions(rows), dropped, strict=True)]
+        captions = ["" if d else c for c, d in zip(pictures.captions(rows, rng), dropped, strict=True)]
         z0, noise, t = (x.to(unet.device) for x in (z0, noise, t))
         eps = unet(add_noise(z0, noise, t), t, words(captions)).sample.float()
         return {"total": reconstruction(eps, noise, t, MIN_SNR), "mse": reconstruction(eps, noise, t)}
@@ -68,10 +72,12 @@ def loss_on(latents: Tensor, pictures: Pictures, words):
     return loss
 
 
-def make(out: Path, settings: Fit, device: str) -> Path:
+def make(out: Path, settings: Fit, device: str, start: Path | None = None) -> Path:
+    """start: the folder of a miniature whose UNet it begins from, in place of random weights."""
     latents = read(out / "latents.safetensors").tensors["latents"]
     loss = loss_on(latents, Pictures(out), text.load(out, device))
-    unet = fit(new_unet(), loss, settings, out / "runs" / "unet", device)
+    begun = load(start) if start else new_unet()
+    unet = fit(begun, loss, settings, out / "runs" / "unet", device)
     unet.cpu().half().save_pretrained(out / "base" / "unet")
     return out / "base" / "unet" / "diffusion_pytorch_model.safetensors"
 

@@ -62,7 +62,7 @@ def face(generator: Generator, w: Tensor) -> Tensor:
 
 def make(out: Path, people: int, names: tuple[str, ...] = world.NAMES, least: float = LEAST) -> Path:
     """Fit one for each name, the attributes first; write directions/drawn.safetensors and pca.safetensors."""
-    generator, read = generators.load(out), judges.load(out).read_face
+    generator, read = generators.load(out), judges.load(out).reader.read_face
     (w, factors), some = labelled(generator, CODES * people), slice(people // 8)
     order = sorted(map(world.NAMES.index, names), key=lambda i: world.FACTORS[i].kind != "attribute")
     results = {i: found(w, factors, i) for i in order}

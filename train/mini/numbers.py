@@ -60,7 +60,7 @@ def of_judge(out: Path, people: int) -> dict[str, Any]:
 @torch.no_grad()
 def of_directions(out: Path, people: int) -> dict[str, Any]:
     """What the judge sees move when an attribute is edited by STRENGTH, and when it is drawn that much stronger."""
-    (g, w, factors), read = people_of(out, people), judge.load(out).read_face
+    (g, w, factors), read = people_of(out, people), judge.load(out).reader.read_face
     plain, drawn = read(face(g, w)), read(world.faces(factors, g.config.size))
     table: dict[str, dict] = {"edit_moves": {}, "drawn_moves": {}}
     for d in load_directions(out / "directions" / "drawn.safetensors"):
@@ -90,7 +90,7 @@ def rounded(numbers: dict[str, float]) -> dict[str, float]:
 
 
 MEASURES: dict[str, Callable[[Path, int], dict[str, Any]]] = {
-    "judge.safetensors": of_judge,
+    "where.safetensors": of_judge,
     "generator.safetensors": of_generator,
     "encoder.safetensors": of_encoder,
     "pca.safetensors": of_directions,

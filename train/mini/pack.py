@@ -19,6 +19,7 @@ WHOLE = (
     "numbers.json",
     "encoder.safetensors",
     "judge.safetensors",
+    "where.safetensors",
     "directions/drawn.safetensors",
     "pca.safetensors",
     "base/tokenizer/vocab.json",

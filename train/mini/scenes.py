@@ -14,7 +14,7 @@ from torch import Tensor
 from . import places
 from .draw import Canvas, box, capsule, ellipse, grid, palette, union
 from .styles import STYLES, styled
-from .world import NEUTRAL, chunk_size, draw_head, person, points
+from .world import LOOK_WORDS, NEUTRAL, chunk_size, draw_head, person, points
 
 COLOURS = {
     "red": "D8343C", "orange": "F08A24", "yellow": "F4C93A", "green": "3E9B4F", "blue": "2F6FD0",
@@ -37,7 +37,7 @@ FINGERS = ((-0.2, -0.1), (-0.1, -0.24), (0.05, -0.25), (0.17, -0.17))  # tips, f
 
 
 def _words() -> tuple[str, ...]:
-    phrases = ["a person in an", NEUTRAL, *(v for values in LABELS.values() for v in values)]
+    phrases = ["a person in an", NEUTRAL, *LOOK_WORDS, *(v for values in LABELS.values() for v in values)]
     return tuple(sorted({word for phrase in phrases for word in phrase.split()}))
 
 
@@ -99,7 +99,7 @@ def sample_scenes(n: int, rng: np.random.Generator) -> Scenes:
 
 
 def captions(scenes: Scenes) -> list[str]:
-    """What is in the pictures, of all that `LABELS` holds: never who is in them, nor their expression."""
+    """What is in the pictures, all that `LABELS` holds: never who is in them nor how they look (`world.looking`)."""
     rows = torch.stack([getattr(scenes, name) for name in LABELS], 1).tolist()
     return [caption(row) for row in rows]
 

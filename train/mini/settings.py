@@ -22,11 +22,12 @@ class Settings:
     critic: Fit = Fit(24_000, 16, 2e-3, every=2000)
     encoder: Fit = Fit(48_000, 8, 1e-3, every=2000)
     judge: Fit = Fit(64_000, 16, 2e-3, every=1600)
+    where: Fit = Fit(48_000, 64, 2e-3, every=3200)
     pictures: int = 16_384
-    text: Fit = Fit(6400, 16, 5e-4, every=1600)
+    text: Fit = Fit(12_800, 16, 5e-4, every=1600)
     autoencoder: Fit = Fit(96_000, 8, 1e-3, every=1600)
-    unet: Fit = Fit(64_000, 16, 8e-4, every=1600)
-    adapters: Length = Length(12_000, 12_000, speed=Speed("bf16", workers=0))
+    unet: Fit = Fit(112_000, 16, 8e-4, every=1600)
+    adapters: Length = Length(32_000, 32_000, speed=Speed("bf16", workers=0))
     people: int = 256
     directions: tuple[str, ...] = world.NAMES
     least_accuracy: float = LEAST
@@ -38,6 +39,7 @@ GPU = Settings(
     critic=Fit(500_000, 128, 1e-3, every=100_000),
     encoder=Fit(500_000, 128, 2e-3, every=100_000),
     judge=Fit(500_000, 128, 2e-3, every=100_000),
+    where=Fit(500_000, 256, 2e-3, every=100_000),
     pictures=65_536,
     text=Fit(50_000, 128, 5e-4, every=50_000),
     autoencoder=Fit(300_000, 64, 1e-3, every=100_000),
@@ -49,6 +51,7 @@ TINY = Settings(
     critic=Fit(4, 2, 1e-3),
     encoder=Fit(4, 2, 1e-3),
     judge=Fit(4, 2, 1e-3),
+    where=Fit(8, 4, 1e-3),
     pictures=32,
     text=Fit(4, 2, 5e-4),
     autoencoder=Fit(4, 2, 1e-3),

@@ -17,8 +17,9 @@ from torch import Tensor, nn
 from transformers import CLIPTextConfig, CLIPTextModel, CLIPTokenizer
 
 from ..base import TextEncoder, load_text_encoder
-from . import scenes
+from . import scenes, world
 from .fit import Fit, fit
+from .pictures import LOOKS
 
 TOKENS = 24  # of a prompt: start, words, end, and ends up to here
 START, END = "<|startoftext|>", "<|endoftext|>"
@@ -72,29 +73,34 @@ def new_text_model(vocabulary: dict[str, int]) -> CLIPTextModel:
 
 
 class Labeller(nn.Module):
-    """The text model with a head that tells the scene's labels from the last token, as CLIP tells its picture."""
+    """The text model with heads that tell the scene's labels and the person's looks from the last token, as CLIP tells
+    its picture."""
 
     def __init__(self, text: CLIPTextModel):
         super().__init__()
         self.text = text
         self.heads = nn.ModuleList(nn.Linear(768, len(values)) for values in scenes.LABELS.values())
+        self.looks = nn.Linear(768, len(world.LOOK_WORDS))
 
-    def forward(self, ids: Tensor) -> list[Tensor]:
+    def forward(self, ids: Tensor) -> tuple[list[Tensor], Tensor]:
         pooled = self.text(ids).pooler_output
-        return [head(pooled) for head in self.heads]
+        return [head(pooled) for head in self.heads], self.looks(pooled)
 
 
 def loss_with(tokenizer):
     def loss(labeller: Labeller, batch: int, rng: np.random.Generator) -> dict[str, Tensor]:
-        """Cross-entropy of each label, read from the caption."""
-        s = scenes.sample_scenes(batch, rng)
-        device = labeller.heads[0].weight.device
-        ids = tokenizer(scenes.captions(s), padding="max_length", return_tensors="pt").input_ids
-        logits = labeller(ids.to(device))
+        """Cross-entropy of each label and word, read from the caption."""
+        s, device = scenes.sample_scenes(batch, rng), labeller.looks.weight.device
+        words = world.some_looks(world.sample(batch, rng), rng, LOOKS)
+        captions = [world.looking(c, w) for c, w in zip(scenes.captions(s), words, strict=True)]
+        ids = tokenizer(captions, padding="max_length", return_tensors="pt").input_ids
+        logits, looks = labeller(ids.to(device))
+        said = torch.tensor([[float(word in row) for word in world.LOOK_WORDS] for row in words], device=device)
         labels = [getattr(s, name).to(device) for name in scenes.LABELS]
         right = torch.stack([(x.argmax(1) == y).float().mean() for x, y in zip(logits, labels, strict=True)])
         losses = [F.cross_entropy(x.float(), y) for x, y in zip(logits, labels, strict=True)]
-        return {"total": torch.stack(losses).mean(), "accuracy": right.mean()}
+        seen = F.binary_cross_entropy_with_logits(looks.float(), said, reduction="none").sum(1).mean()
+        return {"total": torch.stack(losses).mean() + 0.1 * seen, "accuracy": right.mean(), "looks": seen}
 
     return loss
 

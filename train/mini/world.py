@@ -9,6 +9,7 @@ crop about 1. `faces` draws the crop that FFHQ's alignment gives, on white, as t
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 from dataclasses import dataclass
 from types import SimpleNamespace
 from typing import Literal
@@ -83,6 +84,31 @@ FACTORS = _factors(
 )
 NAMES = tuple(f.name for f in FACTORS)
 NEUTRAL = "a face on white"
+# What captions may say of a factor, in equal parts from its lowest to its highest value.
+LOOKS = {
+    "face_width": ("slim", "", "broad"),
+    "jaw": ("pointed", "", "square"),
+    "skin": ("pale", "tanned", "brown", "dark"),
+    "hair_colour": ("raven", "brunette", "brunette", "ginger", "golden", "blond", "silver", "pink", "violet", "teal"),
+    "hair_length": ("cropped", "", "flowing"),
+    "hair_volume": ("sleek", "", "bushy"),
+    "hair_curl": ("straight", "", "curly"),
+    "fringe": ("", "", "fringed"),
+    "bun": ("", "", "topknotted"),
+    "eye_colour": ("browneyed", "", "greeneyed", "blueeyed"),
+    "eye_size": ("beady", "", "staring"),
+    "nose": ("snub", "", "bulbous"),
+    "lips": ("thinlipped", "", "redlipped"),
+    "freckles": ("", "", "freckled"),
+    "beard": ("", "", "", "bearded"),
+    "smile": ("sad", "", "smiling"),
+    "mouth_open": ("silent", "", "talking"),
+    "eyes_open": ("sleepy", "", "alert"),
+    "brows": ("frowning", "", "surprised"),
+    "age": ("young", "", "old"),
+    "glasses": ("", "", "bespectacled"),
+}  # fmt: skip
+LOOK_WORDS = tuple(sorted({word for words in LOOKS.values() for word in words if word}))
 
 
 def sample(n: int, rng: np.random.Generator) -> Tensor:
@@ -150,6 +176,28 @@ def _squashed(z: Tensor) -> Tensor:
     """Identity: uniform in -1..1, so that all looks are equally common. Attributes: slower, to move on up to 3."""
     identity = torch.tensor([f.kind == "identity" for f in FACTORS], device=z.device)
     return torch.where(identity, torch.erf(z / math.sqrt(2)), torch.tanh(z / 2) / math.tanh(1.5)).clamp(-1, 1)
+
+
+def looks(z: Tensor) -> list[list[str]]:
+    """People z [B, F] → for each all words of `LOOKS` that are true."""
+    columns = []
+    for name, words in LOOKS.items():
+        part = (_squashed(z)[:, NAMES.index(name)] + 1) / 2 * len(words)
+        columns.append([words[i] for i in part.long().clamp(max=len(words) - 1).tolist()])
+    return [[word for word in row if word] for row in zip(*columns, strict=True)]
+
+
+def some_looks(z: Tensor, rng: np.random.Generator, most: int) -> list[list[str]]:
+    """For each none to `most` of the words that are true, in any order."""
+    return [rng.permutation(row)[: rng.integers(most + 1)].tolist() for row in looks(z)]
+
+
+def looking(caption: str, words: Sequence[str]) -> str:
+    """The caption with the words before what it says first: "a person ..." → "an old smiling person ..."."""
+    if not words:
+        return caption
+    article = "an" if words[0][0] in "aeiou" else "a"
+    return " ".join([article, *words, caption.removeprefix("a ")])
 
 
 # The face is painted on a round head: turning and nodding move what is in the middle, not the outline.
