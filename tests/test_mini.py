@@ -74,6 +74,7 @@ def test_the_unet_begins_from_a_finished_one_where_that_is_wanted(out, tmp_path)
     base.make(tmp_path, Fit(0, 2, 1e-3), "cpu", start=out)
     for a, b in zip(base.load(tmp_path).parameters(), base.load(out).parameters(), strict=True):
         assert a.equal(b)
+    assert (tmp_path / "base/unet/config.json").read_text() == (out / "base/unet/config.json").read_text()
 
 
 def test_the_adapter_fits_the_miniatures_own_encoder_and_unet(out):
@@ -205,7 +206,7 @@ def test_every_word_is_one_token_and_strange_ones_are_spelled(tmp_path):
         for row in itertools.product(*scenes.LABELS.values())
     ]
     longest = max(len(ids) for ids in tokenizer(captions).input_ids)
-    assert longest + pictures.LOOKS == text.TOKENS
+    assert longest + world.MOST_LOOKS == text.TOKENS
 
 
 def test_captions_of_pictures_say_looks_only_when_asked(out):
@@ -216,7 +217,7 @@ def test_captions_of_pictures_say_looks_only_when_asked(out):
     for caption, without, true in zip(told, plain, world.looks(kept.z[rows]), strict=True):
         words = caption.split()
         extra = words[1 : len(words) - len(without.split()) + 1]
-        assert set(extra) <= set(true) and len(extra) <= pictures.LOOKS
+        assert set(extra) <= set(true) and len(extra) <= world.MOST_LOOKS
         assert [w for w in words[1:] if w not in extra] == without.split()[1:]
 
 
@@ -254,8 +255,6 @@ def test_a_crop_cut_from_a_photo_is_the_aligned_face():
 @pytest.fixture(scope="module")
 def said():
     """What the committed networks' numbers say."""
-    if not (MINIATURE / "numbers.json").is_file():
-        pytest.skip("nothing of the miniature is trained yet")
     return json.loads((MINIATURE / "numbers.json").read_text())
 
 
@@ -263,8 +262,6 @@ def said():
     "name, measure", [("generator_psnr_db", numbers.of_generator), ("encoder_psnr_db", numbers.of_encoder)]
 )
 def test_the_committed_networks_are_as_good_as_their_numbers_say(said, name, measure):
-    if name not in said:
-        pytest.skip(f"{name}: not trained yet")
     assert abs(measure(MINIATURE, 32)[name] - said[name]) < 1
 
 

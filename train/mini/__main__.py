@@ -95,7 +95,8 @@ def main(
     chosen = {"auto": device, "gpu": "cuda"}.get(settings_name, settings_name)
     lengths = {"cpu": settings.CPU, "cuda": settings.GPU, "tiny": settings.TINY}[chosen]
     make_parts(out, lengths, device, parts, start)
-    numbers.make(out, lengths.people)
+    if pack_into or not parts:
+        numbers.make(out, lengths.people)
     if pack_into:
         for file, size in pack.write(out, pack_into).items():
             print(f"{file}: {size / 1e6:.2f} MB")

@@ -76,8 +76,10 @@ def make(out: Path, settings: Fit, device: str, start: Path | None = None) -> Pa
     """start: the folder of a miniature whose UNet it begins from, in place of random weights."""
     latents = read(out / "latents.safetensors").tensors["latents"]
     loss = loss_on(latents, Pictures(out), text.load(out, device))
-    begun = load(start) if start else new_unet()
-    unet = fit(begun, loss, settings, out / "runs" / "unet", device)
+    unet = new_unet()
+    if start:
+        unet.load_state_dict(load(start).state_dict())
+    unet = fit(unet, loss, settings, out / "runs" / "unet", device)
     unet.cpu().half().save_pretrained(out / "base" / "unet")
     return out / "base" / "unet" / "diffusion_pytorch_model.safetensors"
 

@@ -101,7 +101,11 @@ def make(out: Path, settings: Fit, device: str, config: GeneratorConfig = CONFIG
     return out / "generator.safetensors"
 
 
-def load(out: Path, device: str = "cpu") -> Generator:
+def file_in(out: Path) -> Path:
     """Of the folder that it was trained in, or of the pack, where the encoder's file carries it."""
-    file = out / "generator.safetensors"
-    return load_generator(file if file.is_file() else out / "encoder.safetensors").float().to(device)
+    alone = out / "generator.safetensors"
+    return alone if alone.is_file() else out / "encoder.safetensors"
+
+
+def load(out: Path, device: str = "cpu") -> Generator:
+    return load_generator(file_in(out)).float().to(device)

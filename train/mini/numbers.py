@@ -89,20 +89,25 @@ def rounded(numbers: dict[str, float]) -> dict[str, float]:
     return {k: round(x, 3) for k, x in numbers.items()}
 
 
-MEASURES: dict[str, Callable[[Path, int], dict[str, Any]]] = {
-    "where.safetensors": of_judge,
-    "generator.safetensors": of_generator,
-    "encoder.safetensors": of_encoder,
-    "pca.safetensors": of_directions,
-    "base/vae/config.json": of_autoencoder,
-}
+def has(*files: str) -> Callable[[Path], bool]:
+    return lambda out: all((out / file).is_file() for file in files)
+
+
+JUDGE = "judge.safetensors", "where.safetensors"
+MEASURES: tuple[tuple[Callable[[Path], bool], Callable[[Path, int], dict[str, Any]]], ...] = (
+    (has(*JUDGE), of_judge),
+    (lambda out: generator.file_in(out).is_file(), of_generator),
+    (has("encoder.safetensors"), of_encoder),
+    (has("pca.safetensors", *JUDGE), of_directions),
+    (has("base/vae/config.json"), of_autoencoder),
+)
 
 
 def make(out: Path, people: int) -> Path:
     """Measure what is there."""
     found: dict[str, Any] = {"people": people}
-    for file, measure in MEASURES.items():
-        if (out / file).is_file():
+    for ready, measure in MEASURES:
+        if ready(out):
             found |= measure(out, people)
     found = {k: round(x, 4) if isinstance(x, float) else x for k, x in found.items()}
     write_whole(out / "numbers.json", lambda p: p.write_text(json.dumps(found, indent=1) + "\n", encoding="utf-8"))

@@ -24,7 +24,6 @@ from . import scenes, world
 
 SIZE, CROP, MASK = 128, 64, 32
 EVERY_FACE = 4
-LOOKS = 5  # words of a person at most, for a prompt has few tokens
 CHUNK = 256
 FILES = {"images": (3, SIZE, SIZE), "crops": (3, CROP, CROP), "masks": (1, MASK, MASK)}
 
@@ -93,10 +92,10 @@ class Pictures:
     def get(self, name: str, rows) -> Tensor:
         return torch.from_numpy(np.array(self.arrays[name][rows])).float() / 255
 
-    def captions(self, rows, rng: np.random.Generator | None = None, most: int = LOOKS) -> list[str]:
-        """With rng they also say up to `most` words of how the person looks."""
+    def captions(self, rows, rng: np.random.Generator | None = None) -> list[str]:
+        """With rng they also say some of how the person looks."""
         plain = [caption(row) for row in self.labels[rows].tolist()]
         if rng is None:
             return plain
-        words = world.some_looks(self.z[rows], rng, most)
+        words = world.some_looks(self.z[rows], rng)
         return [world.looking(c, w) for c, w in zip(plain, words, strict=True)]

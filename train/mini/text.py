@@ -19,7 +19,6 @@ from transformers import CLIPTextConfig, CLIPTextModel, CLIPTokenizer
 from ..base import TextEncoder, load_text_encoder
 from . import scenes, world
 from .fit import Fit, fit
-from .pictures import LOOKS
 
 TOKENS = 24  # of a prompt: start, words, end, and ends up to here
 START, END = "<|startoftext|>", "<|endoftext|>"
@@ -91,7 +90,7 @@ def loss_with(tokenizer):
     def loss(labeller: Labeller, batch: int, rng: np.random.Generator) -> dict[str, Tensor]:
         """Cross-entropy of each label and word, read from the caption."""
         s, device = scenes.sample_scenes(batch, rng), labeller.looks.weight.device
-        words = world.some_looks(world.sample(batch, rng), rng, LOOKS)
+        words = world.some_looks(world.sample(batch, rng), rng)
         captions = [world.looking(c, w) for c, w in zip(scenes.captions(s), words, strict=True)]
         ids = tokenizer(captions, padding="max_length", return_tensors="pt").input_ids
         logits, looks = labeller(ids.to(device))

@@ -108,6 +108,7 @@ LOOKS = {
     "age": ("young", "", "old"),
     "glasses": ("", "", "bespectacled"),
 }  # fmt: skip
+MOST_LOOKS = 5  # words in a caption, for a prompt has few tokens
 LOOK_WORDS = tuple(sorted({word for words in LOOKS.values() for word in words if word}))
 
 
@@ -187,7 +188,7 @@ def looks(z: Tensor) -> list[list[str]]:
     return [[word for word in row if word] for row in zip(*columns, strict=True)]
 
 
-def some_looks(z: Tensor, rng: np.random.Generator, most: int) -> list[list[str]]:
+def some_looks(z: Tensor, rng: np.random.Generator, most: int = MOST_LOOKS) -> list[list[str]]:
     """For each none to `most` of the words that are true, in any order."""
     return [rng.permutation(row)[: rng.integers(most + 1)].tolist() for row in looks(z)]
 
