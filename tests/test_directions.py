@@ -326,6 +326,18 @@ def test_a_plain_name_is_the_users_own_before_the_miniatures(tmp_path):
     assert c.find("smile").name == "mine/smile" and c.find("drawn/smile").name == "drawn/smile"
 
 
+def test_linked_folders_are_searched_and_loops_end(folder, tmp_path):
+    for group in ("mine", "yours"):
+        (tmp_path / "linked" / group).parent.mkdir(exist_ok=True)
+        (tmp_path / "linked" / group).symlink_to(folder / "interfacegan", target_is_directory=True)
+    before = set(load_collection(folder).directions)
+    (folder / "interfacegan" / "again").symlink_to(tmp_path / "linked", target_is_directory=True)
+    (folder / "notes" / ".hidden").mkdir()
+    save_directions([direction("secret")], folder / "notes/.hidden/secret.safetensors")
+    assert set(load_collection(tmp_path / "linked").directions) == {"mine/smile", "yours/smile"}
+    assert set(load_collection(folder).directions) == before
+
+
 def test_an_unknown_name_is_told_the_nearest(folder):
     c = load_collection(folder)
     with pytest.raises(WPlusError, match=r"no direction 'smlie' among the 7 known; the nearest: .*interfacegan/smile"):
