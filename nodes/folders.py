@@ -11,7 +11,7 @@ import folder_paths
 from ..wplus_core.checkpoints import generator_state
 from ..wplus_core.direction_files import TABLE, Collection, direction_paths, load_collection
 from ..wplus_core.errors import FileError
-from ..wplus_core.files import read
+from ..wplus_core.files import files_below, read
 from ..wplus_core.formats import kind_of
 
 log = logging.getLogger(__name__)
@@ -78,7 +78,7 @@ def identity_files() -> list[str]:
     for place, folder in (("output", Path(folder_paths.get_output_directory()) / SAVED),
                           ("input", Path(folder_paths.get_input_directory()))):  # fmt: skip
         base = folder.parent if place == "output" else folder
-        files = sorted(p for p in folder.rglob("*") if p.suffix in SUFFIXES - {".dat"} and p.is_file())
+        files = [p for p in files_below(folder) if p.suffix in SUFFIXES - {".dat"}]
         names += [f"{p.relative_to(base).as_posix()} [{place}]" for p in files if kind_at(p) in ("identity", "bare")]
     return names
 
@@ -112,7 +112,7 @@ def read_directions(places: tuple[Path, ...], state: str) -> Collection:
 def directions_fingerprint() -> str:
     """Changes when any direction file, or the table that names GANSpace's, does."""
     places = direction_places()
-    tables = [table for place in places for table in place.rglob(TABLE)]
+    tables = [p for place in places for p in files_below(place) if p.name == TABLE]
     return " ".join(map(fingerprint, [*(path for _, path in direction_paths(places)), *tables]))
 
 

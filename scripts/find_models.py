@@ -12,7 +12,7 @@ import sys
 from pathlib import Path
 
 from comfyui_wplus.wplus_core.errors import FileError
-from comfyui_wplus.wplus_core.files import read
+from comfyui_wplus.wplus_core.files import files_below, read
 from comfyui_wplus.wplus_core.formats import kind_of
 
 SUFFIXES = (".safetensors", ".bin", ".pt", ".pth", ".ckpt", ".dat")
@@ -37,7 +37,7 @@ def kind(path: Path) -> str:
 
 def find(folder: Path) -> tuple[dict[str, Path], list[Path]]:
     """The first file of each kind under the folder, and all of dlib's."""
-    paths = [p for p in sorted(folder.rglob("*")) if p.suffix in SUFFIXES and p.is_file()]
+    paths = [p for p in files_below(folder) if p.suffix in SUFFIXES]
     kinds = {path: kind(path) for path in paths}
     found = {k: path for path, k in reversed(kinds.items()) if k in FOLDERS}
     return found, [path for path, k in kinds.items() if k == "dlib"]

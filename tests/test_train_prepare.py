@@ -385,3 +385,13 @@ def test_help_says_what_every_option_means(capsys, kind):
     explained = said.split("positional arguments")[0]
     assert stop.value.code == 0 and "SRC... DST" in said and len(options) > 8
     assert {o for o in options if not re.search(rf"\b{o.replace('-', '_')}\b", explained)} == set()
+
+
+def test_pictures_in_linked_folders_are_found_and_the_data_sets_own_are_not(world, tmp_path):
+    photos = tmp_path / "photos"
+    (photos / "made").mkdir(parents=True)
+    (photos / "linked").symlink_to(world["few"], target_is_directory=True)
+    shutil.copy(world["few"] / "a.png", photos / "made" / "contact_sheet.png")
+    assert [name for _, name in sources.pictures_in([photos], photos / "made")] == [
+        f"linked/{name}.png" for name in ("a", "b", "small")
+    ]

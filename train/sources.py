@@ -18,6 +18,7 @@ from ..wplus_core.background import resize
 from ..wplus_core.encode import CROP
 from ..wplus_core.errors import FileError, WPlusError
 from ..wplus_core.faces import DOUBTFUL, Face, FaceFinder
+from ..wplus_core.files import files_below
 from ..wplus_core.photos import load_photo, to_uint8
 from .captions import Beside, Table
 from .recipes import BESIDE, Aligned, Faces, Wild
@@ -55,7 +56,7 @@ class Photos(Dataset):
 
     def __init__(self, settings: Aligned | Wild):
         self.settings = settings
-        self.files = pictures_in(settings.files[:-1])
+        self.files = pictures_in(settings.files[:-1], settings.files[-1])
         self.caption = caption_source(settings)
 
     def __len__(self) -> int:
@@ -116,13 +117,13 @@ def square(pixels: Tensor, smallest: float) -> Tensor:
     return resize(pixels[None], CROP)[0]
 
 
-def pictures_in(sources: Iterable[Path]) -> list[tuple[Path, str]]:
-    """Every picture file in a fixed order, with its name relative to the source."""
-    endings, found = Image.registered_extensions(), {}
+def pictures_in(sources: Iterable[Path], made: Path) -> list[tuple[Path, str]]:
+    """Every picture file in a fixed order, with its name relative to the source. made: a folder that is left out."""
+    endings, found, made = Image.registered_extensions(), {}, made.absolute()
     for source in sources:
         if source.is_dir():
-            inside = (p for p in sorted(source.rglob("*")) if p.suffix.lower() in endings and p.is_file())
-            found |= {p: p.relative_to(source).as_posix() for p in inside}
+            others = (p for p in files_below(source) if made not in p.absolute().parents)
+            found |= {p: p.relative_to(source).as_posix() for p in others if p.suffix.lower() in endings}
         elif source.is_file():
             found[source] = source.name
         else:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import csv
 import logging
-import os
 import re
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, field, replace
@@ -17,7 +16,7 @@ from torch import Tensor
 from .checkpoints import write_ours
 from .directions import Direction, Edit, Layers, parse_layers
 from .errors import FileError, WPlusError
-from .files import AGAIN, Contents, read, sha256
+from .files import AGAIN, Contents, files_below, read, sha256
 from .formats import expect
 from .plausible import Spread
 from .state_dicts import check_finite, parse_json
@@ -239,19 +238,9 @@ def direction_paths(places: Iterable[str | Path]) -> Iterator[tuple[Path, Path]]
     for place in map(Path, places):
         if not place.exists():
             raise FileError(place, "there is no such file or folder", "Check the path")
-        for path in sorted(files_below(place)) if place.is_dir() else [place]:
+        for path in files_below(place) if place.is_dir() else [place]:
             if path == place or path.suffix in SUFFIXES:
                 yield place, path
-
-
-def files_below(folder: Path) -> Iterator[Path]:
-    """All files that are not hidden, also in linked folders, as ComfyUI lists its models; a loop of links ends."""
-    for here, folders, files in os.walk(folder, followlinks=True):
-        if Path(here).resolve() in {p.resolve() for p in Path(here).parents}:
-            folders.clear()
-            continue
-        folders[:] = sorted(name for name in folders if not name.startswith("."))
-        yield from (path for name in files if not name.startswith(".") and (path := Path(here, name)).is_file())
 
 
 def full_name(place: Path, path: Path, name: str, several: bool) -> str:

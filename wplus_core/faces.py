@@ -15,6 +15,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from .errors import WPlusError
+from .files import files_below
 from .photos import Photo, check_pixels, to_uint8
 
 log = logging.getLogger(__name__)
@@ -171,7 +172,7 @@ def find_models(folders: Iterable[str | Path]) -> tuple[Path | None, Path | None
     """The 68-point predictor and the MMOD detector in these folders or in face_recognition_models, by their content."""
     predictor = mmod = None
     for folder in [*map(Path, folders), *_packaged_models()]:
-        for path in sorted(folder.rglob("*.dat")):
+        for path in (p for p in files_below(folder) if p.suffix == ".dat"):
             with open(path, "rb") as f:
                 head = f.read(len(MMOD))
             predictor = predictor or (path if head.startswith(PREDICTOR_68) else None)

@@ -176,6 +176,18 @@ def sha256(path: str | Path) -> str:
     return digest.hexdigest()
 
 
+def files_below(folder: str | Path) -> list[Path]:
+    """All files that are not hidden, sorted, in linked folders too, as ComfyUI lists its models; loops of links end."""
+    found: list[Path] = []
+    for here, folders, files in os.walk(folder, followlinks=True):
+        if Path(here).resolve() in {p.resolve() for p in Path(here).parents}:
+            folders.clear()
+            continue
+        folders[:] = [name for name in folders if not name.startswith(".")]
+        found += [path for name in files if not name.startswith(".") and (path := Path(here, name)).is_file()]
+    return sorted(found)
+
+
 def write_whole(path: str | Path, write: Callable[[Path], object]):
     """Write beside the path, then move into place: a reader finds the old file or the new one, never half of one.
 
