@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -23,6 +24,8 @@ from .run_folder import RunFolder
 if TYPE_CHECKING:
     from .loop import State
 
+LOGGED = 10.0  # seconds between lines of progress where they go into a file
+
 
 class Record:
     """The means of the losses over the images since the last line, kept on the device until a line is due."""
@@ -30,7 +33,8 @@ class Record:
     def __init__(self, run: RunFolder, config: Config, accelerator: Accelerator, images: int):
         self.run, self.config, self.accelerator = run, config, accelerator
         main = accelerator.is_main_process
-        self.progress = tqdm(total=config.images, initial=images, unit="img", disable=not main, smoothing=0.05)
+        bar = {"mininterval": 0.1 if sys.stderr.isatty() else LOGGED, "smoothing": 0.05}
+        self.progress = tqdm(total=config.images, initial=images, unit="img", disable=not main, **bar)
         if main and config.track.to:
             start_trackers(accelerator, config, run, images)
         self.clear()
