@@ -2,7 +2,7 @@
 
     python benchmarks/train_step.py                                # SD1.5's plan at 1/8 of its widths, 256 px, CPU
     python benchmarks/train_step.py --precision bf16               # the reference under autocast, ours in bfloat16
-    python benchmarks/train_step.py --full --device cuda --batch 8 # SD1.5, 512 px, generated data, bfloat16
+    python benchmarks/train_step.py --full --device cuda           # SD1.5, 512 px, generated data, bfloat16
 
 The reference's way: the VAE and the text encoder run in every step, the UNet is float32 under autocast, and stage II
 makes three passes one after the other. Ours: latents and text embeddings are read from the data set, the UNet is in the
@@ -54,13 +54,17 @@ class Networks:
 
 
 def networks(share: int) -> Networks:
-    """SD1.5's, each at 1/share of its widths; the text encoder, whose width is the context's, then has one layer."""
+    """SD1.5's, each at 1/share of its widths: fewer heads of the same width, and one layer of the text encoder, whose
+    width is the context's."""
     norm = 32 if share == 1 else 8
     down, up = ("DownEncoderBlock2D",) * 4, ("UpDecoderBlock2D",) * 4
     unet, vae = (tuple(w // share for w in ws) for ws in ((320, 640, 1280, 1280), (128, 256, 512, 512)))
     layers = {"num_hidden_layers": 12 if share == 1 else 1, "intermediate_size": 3072 // share}
     return Networks(
-        UNet2DConditionModel(sample_size=64, cross_attention_dim=768, block_out_channels=unet, norm_num_groups=norm),
+        UNet2DConditionModel(
+            sample_size=64, cross_attention_dim=768, block_out_channels=unet, norm_num_groups=norm,
+            attention_head_dim=8 // share,  # diffusers' name for their number
+        ),
         AutoencoderKL(3, 3, down, up, vae, layers_per_block=2, latent_channels=4, norm_num_groups=norm),
         CLIPTextModel(CLIPTextConfig(hidden_size=768, num_attention_heads=12, **layers)),
     )
@@ -210,7 +214,7 @@ def main():
     parser.add_argument("--full", action="store_true", help="SD1.5's widths")
     parser.add_argument("--device", default="cpu", choices=("cpu", "cuda"))
     parser.add_argument("--precision", choices=tuple(loop.DTYPES), help="fp32 on a CPU, bf16 on a GPU")
-    parser.add_argument("--batch", type=int, default=2)
+    parser.add_argument("--batch", type=int, default=8)
     parser.add_argument("--pixels", type=int, help="256, or 512 with --full")
     parser.add_argument("--rounds", type=int, default=8)
     parser.add_argument("--compile", action="store_true", help="our UNet through torch.compile")

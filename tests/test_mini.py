@@ -4,6 +4,7 @@ import itertools
 import json
 from dataclasses import replace
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -77,6 +78,30 @@ def test_the_unet_begins_from_a_finished_one_where_that_is_wanted(out, tmp_path)
     assert (tmp_path / "base/unet/config.json").read_text() == (out / "base/unet/config.json").read_text()
 
 
+def test_the_face_counts_more_for_the_unet(monkeypatch):
+    """Here the face is the upper half, and all is wrong by as much."""
+
+    class Halves:
+        def get(self, name, rows):
+            assert name == "masks"
+            return torch.tensor([1.0, 0.0])[:, None].repeat_interleave(16, 0).expand(len(rows), 1, 32, 32)
+
+        def captions(self, rows, rng):
+            return ["" for _ in rows]
+
+    class Zero(torch.nn.Module):
+        device = torch.device("cpu")
+
+        def forward(self, x, t, c):
+            return SimpleNamespace(sample=torch.zeros_like(x))
+
+    loss = base.loss_on(torch.randn(8, 8, 16, 16), Halves(), lambda captions: None)
+    found = loss(Zero(), 256, np.random.default_rng(0))
+    monkeypatch.setattr(base, "FACE", 0.0)
+    plain = loss(Zero(), 256, np.random.default_rng(0))
+    assert plain["mse"] == found["mse"] and torch.isclose(found["total"] / plain["total"], torch.tensor(2.5), atol=0.02)
+
+
 def test_the_adapter_fits_the_miniatures_own_encoder_and_unet(out):
     config = load_adapter(out / "adapters" / "full.safetensors").config
     encoder = load_encoder(out / "encoder.safetensors").config
@@ -92,7 +117,7 @@ def test_the_pack_is_what_the_loader_looks_for(out, tmp_path):
 
 
 def test_the_evaluation_measures_what_is_trained_and_writes_its_tables(out, tmp_path):
-    size = Size(4, 2, 2, 1, 3, strengths=(1.0, 2.0), scales=(0.0, 1.0), tried=24, steps=2, batch=4)
+    size = Size(4, 2, 2, 1, 3, 2, strengths=(1.0, 2.0), scales=(0.0, 1.0), tried=24, steps=2, batch=4)
     bench = Bench(out, size, "cpu")
     results = evaluation.measure(bench)
     painted = {path: path.stat().st_mtime_ns for path in (out / "evaluation").rglob("*.png")}
@@ -103,6 +128,9 @@ def test_the_evaluation_measures_what_is_trained_and_writes_its_tables(out, tmp_
     full = results["variants"]["full"]
     assert full["pictures"] == 20 and 0 <= full["text_agreement"] <= 1 and full["id"] > 0
     assert results["scales"]["0"]["retrieval_top1"] <= 1 and set(results["edit_curves"]["smile"]) == {"+1", "+2"}
+
+    assert results["words"].keys() == world.LOOKS.keys()
+    assert results["words"]["glasses"]["high"] == "bespectacled" and results["words"]["glasses"]["moved"] != 0
 
     page = tmp_path / "miniature.md"
     page.write_text("before\n", encoding="utf-8")

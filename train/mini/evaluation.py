@@ -12,7 +12,7 @@ from __future__ import annotations
 import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from functools import cached_property
+from functools import cache, cached_property
 from itertools import pairwise
 from pathlib import Path
 from statistics import fmean
@@ -22,6 +22,7 @@ import torch
 import tyro
 from torch import Tensor
 
+from ...wplus_core.adapter import WPlusAdapter
 from ...wplus_core.checkpoints import load_adapter
 from ...wplus_core.direction_files import load_directions
 from ...wplus_core.directions import Direction
@@ -39,6 +40,7 @@ VARIANTS = tuple(name for name in adapters.TRAININGS if not name.endswith("stage
 LATENT = (16, 16)
 NAMES = {"top1": "retrieval_top1"}
 EDIT = 2.0  # the strength at which edits are compared
+WORDS = "What the plain model can be told of a person by words, which is as much as an adapter can hope to tell it:"
 BEGIN, END = "<!-- measured: begin -->\n", "<!-- measured: end -->\n"
 
 
@@ -47,8 +49,8 @@ class Size:
     """How much is painted, and how.
 
     people: of the tables, each with all prompts. edited, swept: how many of them with edits, and with every scale.
-    pairs, frames: of the interpolations. tried: drawn pictures that the judge is tried on. steps, guidance: the
-    sampler's.
+    pairs, frames: of the interpolations. told: pictures of each word of a person's looks. tried: drawn pictures that
+    the judge is tried on. steps, guidance: the sampler's.
     """
 
     people: int = 100
@@ -56,6 +58,7 @@ class Size:
     swept: int = 50
     pairs: int = 12
     frames: int = 9
+    told: int = 10
     tried: int = 512
     strengths: tuple[float, ...] = (-2.0, -1.0, 1.0, EDIT)
     scales: tuple[float, ...] = (0.0, 0.25, 0.5, 0.75, 1.0, 1.25)
@@ -88,13 +91,16 @@ class Bench:
         adapter = load_adapter(file).float().to(self.device)
         how = Sampling(self.size.steps, self.size.guidance, scale)
 
-        @torch.no_grad()
         def paint(w: Tensor, prompts: Sequence[str], start: Tensor) -> Tensor:
-            c = torch.stack([self.embedded[p] for p in prompts])
-            return decode(self.vae, sample(self.unet, adapter, w, c, self.embedded[""], start, how)).cpu()
+            return self.paint(adapter, w, torch.stack([self.embedded[p] for p in prompts]), start, how)
 
         made_with = {"adapter": sha256(file), "steps": how.steps, "guidance": how.guidance}
         return Method(name or training, paint, scale, made_with)
+
+    @torch.no_grad()
+    def paint(self, adapter: WPlusAdapter | None, w: Tensor, c: Tensor, start: Tensor, how: Sampling) -> Tensor:
+        """Pictures [B, 3, 128, 128] in 0..1, for what `sample` takes."""
+        return decode(self.vae, sample(self.unet, adapter, w, c, self.embedded[""], start, how)).cpu()
 
     def plan(self, people: int, prompts: int = len(PROMPTS), **more: Any) -> Plan:
         identities, chosen = self.people.identities(people), tuple(PROMPTS)[:prompts]
@@ -184,6 +190,29 @@ def interpolation(bench: Bench) -> dict[str, float]:
     return {"largest_step": round(fmean(steps), 4), "pairs": s.pairs, "frames": s.frames}
 
 
+def words(bench: Bench) -> dict[str, dict[str, Any]]:
+    """What the plain model can be told of a person's looks: the ceiling of what the adapter can tell it, as both speak
+    through the same cross-attention.
+
+    By factor: the words of its lowest and its highest values ("" where captions say nothing), and by how many
+    deviations the judge sees more of it with the second than with the first, in the same noise.
+    """
+    s, prompts = bench.size, list(PROMPTS)
+    how, start = Sampling(s.steps, s.guidance), noise([(n,) for n in range(s.told)], LATENT)
+
+    @cache
+    def seen(word: str) -> Tensor:
+        told = [world.looking(prompts[n % len(prompts)], [word] if word else []) for n in range(s.told)]
+        pictures = bench.paint(None, bench.people.codes[:1].expand(s.told, -1, -1), bench.text(told), start, how)
+        return bench.witness.network(pictures.to(bench.device)).factors.mean(0)
+
+    found = {}
+    for name, row in world.LOOKS.items():
+        low, high = row[0], row[-1]
+        found[name] = {"low": low, "high": high, "moved": (seen(high) - seen(low))[world.NAMES.index(name)].item()}
+    return {name: row | {"moved": round(row["moved"], 3)} for name, row in found.items()}
+
+
 def measure(bench: Bench) -> dict[str, Any]:
     if "full" not in bench.trained:
         raise WPlusError(f"{bench.out} has no adapters/full.safetensors yet: make the parts stage1 and full first")
@@ -196,6 +225,7 @@ def measure(bench: Bench) -> dict[str, Any]:
         **moved,
         "scales": sweep(bench),
         "interpolation": interpolation(bench),
+        "words": words(bench),
         "judge": numbers.of_judge(bench.out, bench.size.tried)["judge"],
         "size": vars(bench.size),
     }
@@ -262,13 +292,18 @@ def report(results: Mapping[str, Any]) -> str:
         [[k, *(number(x[c]) for c in ("retrieval_top1", "id", "text_agreement"))]
          for k, x in results["scales"].items()],
     )  # fmt: skip
+    told = table_of(
+        ["factor", "captions say", "moved, deviations"],
+        [[k, f"{x['low'] or '-'}, then {x['high'] or '-'}", f"{x['moved']:+.2f}"] for k, x in results["words"].items()],
+    )
     smooth = results["interpolation"]
     line = (
         f"Interpolation between two people ({smooth['pairs']} pairs, {smooth['frames']} frames): the largest step is "
         f"{smooth['largest_step']:.2f} times the mean step."
     )
     seen = ", ".join(f"{k} {x:.3f}" for k, x in results["judge"].items() if not isinstance(x, Mapping))
-    return "\n\n".join([claims, table, confusion, curves, scales, line, f"The judge on drawn pictures: {seen}."]) + "\n"
+    judged = f"The judge on drawn pictures: {seen}."
+    return "\n\n".join([claims, table, confusion, curves, scales, line, WORDS, told, judged]) + "\n"
 
 
 def number(x: float | None) -> str:

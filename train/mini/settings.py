@@ -24,10 +24,10 @@ class Settings:
     judge: Fit = Fit(64_000, 16, 2e-3, every=1600)
     where: Fit = Fit(48_000, 64, 2e-3, every=3200)
     pictures: int = 16_384
-    text: Fit = Fit(12_800, 16, 5e-4, every=1600)
+    text: Fit = Fit(25_600, 32, 1e-3, every=3200)
     autoencoder: Fit = Fit(96_000, 8, 1e-3, every=1600)
-    unet: Fit = Fit(112_000, 16, 8e-4, every=1600)
-    adapters: Length = Length(32_000, 32_000, speed=Speed("bf16", workers=0))
+    unet: Fit = Fit(240_000, 64, 1e-3, every=3200)
+    adapters: Length = Length(64_000, 32_000, speed=Speed("bf16", workers=0))
     people: int = 256
     directions: tuple[str, ...] = world.NAMES
     least_accuracy: float = LEAST

@@ -1,7 +1,8 @@
 """Look at the drawn world: people, what each attribute does to two of them, and all places and styles.
 
 python -m comfyui_wplus.train.mini.sheet miniature_world.jpg --seed 3
-python -m comfyui_wplus.train.mini.sheet miniature_faces.png --edits miniature   what the trained networks make of it
+python -m comfyui_wplus.train.mini.sheet miniature_faces.png --edits miniature   what the generator makes of codes
+python -m comfyui_wplus.train.mini.sheet miniature_scenes.png --painted miniature   and what the adapter does
 """
 
 from __future__ import annotations
@@ -18,12 +19,16 @@ import torch.nn.functional as F
 from PIL import Image
 from torch import Tensor
 
+from ...wplus_core.checkpoints import load_adapter
 from ...wplus_core.direction_files import load_directions
 from ...wplus_core.directions import Edit, edit
 from ...wplus_core.sheets import grid
-from . import encoder, generator, pack
+from ..sampling import Sampling, decode, noise
+from ..sampling import sample as sample_latents
+from . import autoencoder, base, encoder, generator, pack, text, world
 from .directions import face
 from .scenes import LABELS, sample_scenes, scenes
+from .witness import PROMPTS
 from .world import FACTORS, NAMES, faces, sample
 
 STRENGTHS = (-3, -2, -1, 0, 1, 2, 3)
@@ -88,6 +93,24 @@ def edits_sheet(folder: Path, rows: Sequence[int] = (0, 3, 4), size: int = 96) -
     return grid(pictures, len(columns), column_labels=["drawn", "encoded", *names])
 
 
+SHOTS = (world.NEUTRAL, *tuple(PROMPTS)[:4])
+
+
+@torch.no_grad()
+def painted_sheet(folder: Path, size: int = 128) -> Image.Image:
+    """The loader's people as they are drawn, and painted by the adapter: the same noise along a row."""
+    drawn = faces(pack.people(), size)
+    w = encoder.load(folder)(faces(pack.people()) * 2 - 1)
+    adapter, words = load_adapter(folder / "adapter.safetensors").float(), text.load(folder)
+    unet, vae, how = base.load(folder), autoencoder.load(folder), Sampling(20, 4.0)
+    rows = [drawn]
+    for n, prompt in enumerate(SHOTS):
+        c, start = words([prompt]).expand(len(w), -1, -1), noise([(n,)] * len(w), (size // 8,) * 2)
+        rows.append(decode(vae, sample_latents(unet, adapter, w, c, words([""])[0], start, how)))
+    labels = ["drawn", *(prompt.removeprefix("a person in ") for prompt in SHOTS)]
+    return grid(torch.cat(rows), len(w), row_labels=labels)
+
+
 def main(args: list[str]) -> int:
     parser = argparse.ArgumentParser(
         prog="python -m comfyui_wplus.train.mini.sheet", description=__doc__.split("\n")[0]
@@ -95,8 +118,12 @@ def main(args: list[str]) -> int:
     parser.add_argument("out", type=Path, help="picture to write: .jpg, .png, ...")
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--edits", type=Path, metavar="MINIATURE", help="edited faces, by the networks of this folder")
+    parser.add_argument("--painted", type=Path, metavar="MINIATURE", help="people by the adapter of this folder")
     options = parser.parse_args(args)
-    sheet = edits_sheet(options.edits) if options.edits else world_sheet(options.seed)
+    if options.painted:
+        sheet = painted_sheet(options.painted)
+    else:
+        sheet = edits_sheet(options.edits) if options.edits else world_sheet(options.seed)
     sheet.save(options.out, quality=70)
     print(options.out)
     return 0

@@ -20,7 +20,7 @@ from ..base import TextEncoder, load_text_encoder
 from . import scenes, world
 from .fit import Fit, fit
 
-TOKENS = 24  # of a prompt: start, words, end, and ends up to here
+TOKENS = 32  # of a prompt: start, words, end, and ends up to here
 START, END = "<|startoftext|>", "<|endoftext|>"
 CHARACTERS = "abcdefghijklmnopqrstuvwxyz0123456789.,:;!?-_'\"()[]{}<>/\\|+*&%$#@=~^`"
 
@@ -65,7 +65,7 @@ def new_text_model(vocabulary: dict[str, int]) -> CLIPTextModel:
     ends = {"bos_token_id": vocabulary[START], "eos_token_id": vocabulary[END], "pad_token_id": vocabulary[END]}
     return CLIPTextModel(
         CLIPTextConfig(
-            vocab_size=len(vocabulary), hidden_size=768, intermediate_size=256, num_hidden_layers=1,
+            vocab_size=len(vocabulary), hidden_size=768, intermediate_size=64, num_hidden_layers=1,
             num_attention_heads=12, max_position_embeddings=TOKENS, hidden_act="quick_gelu", projection_dim=768, **ends,
         )
     )  # fmt: skip

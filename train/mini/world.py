@@ -108,7 +108,7 @@ LOOKS = {
     "age": ("young", "", "old"),
     "glasses": ("", "", "bespectacled"),
 }  # fmt: skip
-MOST_LOOKS = 5  # words in a caption, for a prompt has few tokens
+MOST_LOOKS = 13  # words in a caption, for a prompt has few tokens
 LOOK_WORDS = tuple(sorted({word for words in LOOKS.values() for word in words if word}))
 
 
