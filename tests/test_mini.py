@@ -9,6 +9,7 @@ from types import SimpleNamespace
 import numpy as np
 import pytest
 import torch
+import torch.nn.functional as F
 from comfyui_wplus.train.measures import Picture, Shown
 from comfyui_wplus.train.mini import (
     base,
@@ -19,6 +20,7 @@ from comfyui_wplus.train.mini import (
     pack,
     pictures,
     scenes,
+    sheet,
     text,
     witness,
     world,
@@ -33,6 +35,7 @@ from comfyui_wplus.wplus_core.checkpoints import load_adapter, load_encoder, loa
 from comfyui_wplus.wplus_core.direction_files import load_directions
 from comfyui_wplus.wplus_core.errors import WPlusError
 from comfyui_wplus.wplus_core.stylegan2 import GeneratorConfig
+from torchvision.transforms.functional import pil_to_tensor
 from transformers import CLIPTokenizer
 
 pytestmark = pytest.mark.xdist_group("mini")  # they share what they train
@@ -296,6 +299,17 @@ def test_the_committed_networks_are_as_good_as_their_numbers_say(said, name, mea
 def test_the_committed_judge_finds_faces(said):
     assert said["judge"]["points_px"] < 2
     assert abs(judge.accuracy(judge.load(MINIATURE), 64)["points_px"] - said["judge"]["points_px"]) < 1
+
+
+def test_the_committed_adapter_paints_the_person(monkeypatch):
+    """Eight people aligned, by the judge; by chance one of them would be recognised."""
+    monkeypatch.setattr(sheet, "SHOTS", (world.NEUTRAL,))
+    painted = pil_to_tensor(sheet.painted_sheet(MINIATURE)) / 255
+    side, who, reader = 128, pack.people(), judge.load(MINIATURE)
+    faces = torch.stack(painted[:, -side:, -side * len(who) :].split(side, 2))
+    seen = reader.reader.read_face(F.avg_pool2d(faces, 2))
+    far = (witness.squashed(seen)[:, None] - witness.squashed(who)).square() * witness.exactness(reader, 128)
+    assert (far.sum(2).argmin(1) == torch.arange(len(who))).sum() >= 6
 
 
 def test_every_edit_moves_its_own_attribute_most(said):

@@ -122,6 +122,10 @@ def clean_environ() -> dict[str, str]:
 
 
 def die_with_parent() -> None:
-    """A killed pytest must not leave servers behind (Linux only: PR_SET_PDEATHSIG)."""
+    """A killed pytest must not leave servers behind (Linux only: PR_SET_PDEATHSIG).
+
+    A shell lets its background jobs ignore Ctrl-C, and so would a server that such a pytest starts.
+    """
+    signal.signal(signal.SIGINT, signal.SIG_DFL)
     if sys.platform == "linux":
         ctypes.CDLL(None).prctl(1, signal.SIGINT)

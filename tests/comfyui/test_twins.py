@@ -6,7 +6,7 @@ import sys
 import pytest
 import torch
 from comfyui_wplus.client import load, title_of
-from comfyui_wplus.train.mini import judge, pack, scenes, world
+from comfyui_wplus.train.mini import judge, pack, scenes, witness, world
 from comfyui_wplus.wplus_core.photos import load_photo
 
 from .server import REPOSITORY
@@ -18,7 +18,7 @@ import twins  # noqa: E402
 TWINS = FOLDER / twins.FOLDER
 STORY, FIND_FACE = "story", "find_face"  # of the miniature alone
 NAMES_OF_TWINS = sorted(path.stem for path in TWINS.glob("*.json"))
-SMILE, AGE, GLASSES, SKIN = (world.NAMES.index(name) for name in ("smile", "age", "glasses", "skin"))
+SMILE, AGE, GLASSES, SKIN, HAIR = map(world.NAMES.index, ("smile", "age", "glasses", "skin", "hair_colour"))
 SIDE = 128
 
 
@@ -91,12 +91,26 @@ def test_the_storys_codes_smile_age_and_wear_glasses(client, look, tmp_path):
     assert old[AGE] > plain[AGE] + 0.5 and glasses[GLASSES] > plain[GLASSES] + 0.7
 
 
-def test_a_persons_skin_comes_into_the_scene(client, look, tmp_path):
-    """Eight people in the same scene and noise, by the judge."""
+def test_the_person_comes_into_the_scene(client, look, tmp_path):
+    """Eight people in the same scene and noise, by the judge; by chance one of them would be recognised."""
     who = pack.people()
     runs = [graph("portrait", ImageFromBatch__batch_index=i) for i in range(len(who))]
     painted = torch.cat([pictures(client, run, tmp_path / str(i)) for i, run in enumerate(runs)])
-    assert torch.corrcoef(torch.stack([look(painted).factors[:, SKIN], who[:, SKIN]]))[0, 1] > 0.6
+    seen = look(painted).factors
+    for factor in (SKIN, HAIR):
+        assert torch.corrcoef(torch.stack([seen[:, factor], who[:, factor]]))[0, 1] > 0.6
+    far = (witness.squashed(seen)[:, None] - witness.squashed(who)).square() * witness.exactness(look, 128)
+    assert (far.sum(2).argmin(1) == torch.arange(len(who))).sum() >= 4
+
+
+def test_edits_show_in_the_scenes(client, look, tmp_path):
+    """Of three people in three scenes, the same noise in a row: the mean of the judge's reading."""
+    rows = []
+    for person in range(3):
+        (sheet,) = pictures(client, graph("story", ImageFromBatch__batch_index=person), tmp_path / str(person))
+        rows.append(look(cells(sheet, 5, 3)).factors.unflatten(0, (3, 5)))
+    plain, smiling, sad, old, glasses = torch.cat(rows).mean(0)
+    assert smiling[SMILE] > sad[SMILE] + 0.1 and old[AGE] > plain[AGE] + 0.1 and glasses[GLASSES] > plain[GLASSES] + 0.1
 
 
 def test_pictures_show_what_the_prompt_says(client, look, tmp_path):

@@ -2,7 +2,7 @@
 
 python -m comfyui_wplus.train.mini.sheet miniature_world.jpg --seed 3
 python -m comfyui_wplus.train.mini.sheet miniature_faces.png --edits miniature   what the generator makes of codes
-python -m comfyui_wplus.train.mini.sheet miniature_scenes.png --painted miniature   and what the adapter does
+python -m comfyui_wplus.train.mini.sheet miniature_scenes.jpg --painted miniature   and what the adapter does
 """
 
 from __future__ import annotations
@@ -124,7 +124,7 @@ def main(args: list[str]) -> int:
         sheet = painted_sheet(options.painted)
     else:
         sheet = edits_sheet(options.edits) if options.edits else world_sheet(options.seed)
-    sheet.save(options.out, quality=70)
+    sheet.save(options.out, quality=80)
     print(options.out)
     return 0
 
