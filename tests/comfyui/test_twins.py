@@ -6,7 +6,8 @@ import sys
 import pytest
 import torch
 from comfyui_wplus.client import load, title_of
-from comfyui_wplus.train.mini import judge, pack, scenes, witness, world
+from comfyui_wplus.train.mini import judge, pack, scenes, world
+from comfyui_wplus.train.mini.witness import Witness
 from comfyui_wplus.wplus_core.photos import load_photo
 
 from .server import REPOSITORY
@@ -99,8 +100,8 @@ def test_the_person_comes_into_the_scene(client, look, tmp_path):
     seen = look(painted).factors
     for factor in (SKIN, HAIR):
         assert torch.corrcoef(torch.stack([seen[:, factor], who[:, factor]]))[0, 1] > 0.6
-    far = (witness.squashed(seen)[:, None] - witness.squashed(who)).square() * witness.exactness(look, 128)
-    assert (far.sum(2).argmin(1) == torch.arange(len(who))).sum() >= 4
+    nearest = Witness(look, who, 128).distances(seen).argmin(1)
+    assert (nearest == torch.arange(len(who))).sum() >= 4
 
 
 def test_edits_show_in_the_scenes(client, look, tmp_path):

@@ -40,7 +40,7 @@ VARIANTS = tuple(name for name in adapters.TRAININGS if not name.endswith("stage
 LATENT = (16, 16)
 NAMES = {"top1": "retrieval_top1"}
 EDIT = 2.0  # the strength at which edits are compared
-WORDS = "What the plain model can be told of a person by words, which is as much as an adapter can hope to tell it:"
+WORDS = "What the plain model paints of a person when words tell it, without any adapter:"
 BEGIN, END = "<!-- measured: begin -->\n", "<!-- measured: end -->\n"
 
 
@@ -191,8 +191,8 @@ def interpolation(bench: Bench) -> dict[str, float]:
 
 
 def words(bench: Bench) -> dict[str, dict[str, Any]]:
-    """What the plain model can be told of a person's looks: the ceiling of what the adapter can tell it, as both speak
-    through the same cross-attention.
+    """What the plain model paints of a person's looks when words tell it: what it has learned to paint at all, by the
+    cross-attention that the adapter adds to.
 
     By factor: the words of its lowest and its highest values ("" where captions say nothing), and by how many
     deviations the judge sees more of it with the second than with the first, in the same noise.
@@ -209,8 +209,9 @@ def words(bench: Bench) -> dict[str, dict[str, Any]]:
     found = {}
     for name, row in world.LOOKS.items():
         low, high = row[0], row[-1]
-        found[name] = {"low": low, "high": high, "moved": (seen(high) - seen(low))[world.NAMES.index(name)].item()}
-    return {name: row | {"moved": round(row["moved"], 3)} for name, row in found.items()}
+        moved = (seen(high) - seen(low))[world.NAMES.index(name)].item()
+        found[name] = {"low": low, "high": high, "moved": round(moved, 3)}
+    return found
 
 
 def measure(bench: Bench) -> dict[str, Any]:

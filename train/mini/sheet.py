@@ -25,11 +25,13 @@ from ...wplus_core.directions import Edit, edit
 from ...wplus_core.sheets import grid
 from ..sampling import Sampling, decode, noise
 from ..sampling import sample as sample_latents
-from . import autoencoder, base, encoder, generator, pack, text, world
+from . import autoencoder, base, encoder, generator, pack, text
 from .directions import face
+from .evaluation import LATENT, Size
+from .pictures import SIZE
 from .scenes import LABELS, sample_scenes, scenes
 from .witness import PROMPTS
-from .world import FACTORS, NAMES, faces, sample
+from .world import FACTORS, NAMES, NEUTRAL, faces, sample
 
 STRENGTHS = (-3, -2, -1, 0, 1, 2, 3)
 ATTRIBUTES = [f for f in FACTORS if f.kind == "attribute"]
@@ -93,19 +95,19 @@ def edits_sheet(folder: Path, rows: Sequence[int] = (0, 3, 4), size: int = 96) -
     return grid(pictures, len(columns), column_labels=["drawn", "encoded", *names])
 
 
-SHOTS = (world.NEUTRAL, *tuple(PROMPTS)[:4])
+SHOTS = (NEUTRAL, *tuple(PROMPTS)[:4])
 
 
 @torch.no_grad()
-def painted_sheet(folder: Path, size: int = 128) -> Image.Image:
+def painted_sheet(folder: Path) -> Image.Image:
     """The loader's people as they are drawn, and painted by the adapter: the same noise along a row."""
-    drawn = faces(pack.people(), size)
+    drawn = faces(pack.people(), SIZE)
     w = encoder.load(folder)(faces(pack.people()) * 2 - 1)
     adapter, words = load_adapter(folder / "adapter.safetensors").float(), text.load(folder)
-    unet, vae, how = base.load(folder), autoencoder.load(folder), Sampling(20, 4.0)
+    unet, vae, how = base.load(folder), autoencoder.load(folder), Sampling(Size.steps, Size.guidance)
     rows = [drawn]
     for n, prompt in enumerate(SHOTS):
-        c, start = words([prompt]).expand(len(w), -1, -1), noise([(n,)] * len(w), (size // 8,) * 2)
+        c, start = words([prompt]).expand(len(w), -1, -1), noise([(n,)] * len(w), LATENT)
         rows.append(decode(vae, sample_latents(unet, adapter, w, c, words([""])[0], start, how)))
     labels = ["drawn", *(prompt.removeprefix("a person in ") for prompt in SHOTS)]
     return grid(torch.cat(rows), len(w), row_labels=labels)
@@ -117,8 +119,9 @@ def main(args: list[str]) -> int:
     )
     parser.add_argument("out", type=Path, help="picture to write: .jpg, .png, ...")
     parser.add_argument("--seed", type=int, default=0)
-    parser.add_argument("--edits", type=Path, metavar="MINIATURE", help="edited faces, by the networks of this folder")
-    parser.add_argument("--painted", type=Path, metavar="MINIATURE", help="people by the adapter of this folder")
+    of = parser.add_mutually_exclusive_group()
+    of.add_argument("--edits", type=Path, metavar="MINIATURE", help="edited faces, by the networks of this folder")
+    of.add_argument("--painted", type=Path, metavar="MINIATURE", help="people by the adapter of this folder")
     options = parser.parse_args(args)
     if options.painted:
         sheet = painted_sheet(options.painted)

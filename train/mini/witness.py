@@ -91,9 +91,13 @@ class Witness:
         except WPlusError:  # points too close together to be a face's
             return None
 
+    def distances(self, factors: Tensor) -> Tensor:
+        """Factors that the judge read [B, F] -> squared distances to all people [B, N]."""
+        return ((squashed(factors)[:, None] - self.people).square() * self.weights).sum(2)
+
     def numbers(self, s: Shown) -> dict[str, float]:
         person, factors, _, labels = self.known[s.picture.key]
-        distances = ((squashed(factors[None]) - self.people).square() * self.weights).sum(1)
+        distances = self.distances(factors[None])[0]
         own = distances[int(s.identity)]
         row = {
             "text_agreement": fmean(a == b for a, b in zip(labels, PROMPTS[s.prompt], strict=True)),
