@@ -1,7 +1,8 @@
 """Fetches the real weights into models/, after showing where they come from, how large they are and their licences.
 
-    scripts/demo --download                    all that the demo needs
+    scripts/demo --download                    all that the workflows need
     scripts/demo --download wplus_adapter.bin  only these
+    scripts/demo --download directions         only the editing directions
     scripts/demo --download --yes              without asking
     scripts/demo --download --from URL         from a mirror that has them all, as URL/NAME
 
@@ -22,7 +23,11 @@ from tqdm import tqdm
 ADAPTER = "https://github.com/csxmli2016/w-plus-adapter/releases/download/v1"
 PARSER = "https://github.com/chaofengc/PSFRGAN/releases/download/v0.1.0"
 SD15 = "https://huggingface.co/Comfy-Org/stable-diffusion-v1-5-archive/resolve/main"
+W_DIRECTION = (
+    "https://raw.githubusercontent.com/csxmli2016/w-plus-adapter/a0cc9a99981e17c9470786d37f3f3b7bf68ecb99/w_direction"
+)
 S_LAB = "NTU S-Lab License 1.0: non-commercial use only"
+DIRECTIONS = "wplus/directions"
 BLOCK = 1 << 20
 
 
@@ -36,6 +41,11 @@ class Weights:
     @property
     def name(self) -> str:
         return self.address.rpartition("/")[2]
+
+    @property
+    def called(self) -> str:
+        """What it is listed as, and asked for by: the many small files of the directions go together."""
+        return "directions" if self.folder.startswith(DIRECTIONS) else self.name
 
     @property
     def sha256_start(self) -> str:
@@ -57,6 +67,20 @@ WEIGHTS = [
     Weights(f"{ADAPTER}/mmod_human_face_detector.dat", "wplus", "of dlib's models; in a non-commercial release here"),
     Weights(f"{SD15}/v1-5-pruned-emaonly-fp16.safetensors", "checkpoints", "CreativeML Open RAIL-M"),
 ]
+DIRECTION_FILES = {  # by our folder and theirs
+    ("interfacegan", "interfacegan_directions"): "age.pt smile.pt",
+    ("latent_directions", "latent_directions"): "age.npy angle_horizontal.npy angle_pitch.npy beauty.npy "
+    "emotion_angry.npy emotion_disgust.npy emotion_easy.npy emotion_fear.npy emotion_happy.npy emotion_sad.npy "
+    "emotion_surprise.npy eyes_open.npy face_shape.npy gender.npy glasses.npy height.npy race_black.npy race_white.npy "
+    "race_yellow.npy smile.npy width.npy",
+    ("ganspace", "gan_space"): "ffhq_pca.pt ganspace_configs.csv",
+}
+WEIGHTS += [
+    Weights(f"{W_DIRECTION}/{theirs}/{name}", f"{DIRECTIONS}/{ours}", S_LAB)
+    for (ours, theirs), names in DIRECTION_FILES.items()
+    for name in names.split()
+]
+NAMES = list(dict.fromkeys(w.called for w in WEIGHTS))
 
 
 def request(address: str, method: str = "GET", start: int = 0):
@@ -104,32 +128,42 @@ def receive(address: str, part: Path, start: int) -> None:
                 bar.update(len(block))
 
 
-def megabytes(size: int | None) -> str:
-    return "size unknown" if size is None else f"{size / 1e6:,.1f} MB"
+def megabytes(sizes: list[int | None]) -> str:
+    known = [size for size in sizes if size is not None]
+    return f"{sum(known) / 1e6:,.1f} MB" if len(known) == len(sizes) else "size unknown"
 
 
 def arguments(argv: list[str] | None) -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("names", nargs="*", metavar="NAME", help=", ".join(w.name for w in WEIGHTS))
+    parser.add_argument("names", nargs="*", metavar="NAME", help=", ".join(NAMES))
     parser.add_argument("--models", type=Path, default=Path("models"))
     parser.add_argument("--from", dest="mirror", metavar="URL")
     parser.add_argument("--yes", action="store_true")
     args = parser.parse_args(argv)
-    unknown = set(args.names) - {w.name for w in WEIGHTS}
-    if unknown:
-        parser.error(f"unknown: {', '.join(unknown)}; choose from {', '.join(w.name for w in WEIGHTS)}")
+    if unknown := set(args.names) - set(NAMES):
+        parser.error(f"unknown: {', '.join(unknown)}; choose from {', '.join(NAMES)}")
     return args
+
+
+def show(files: list[Weights], addresses: dict[Weights, str], sizes: dict[Weights, int | None]) -> None:
+    """One of `NAMES`: where its files come from, how large those are that are missing, and their licence."""
+    missing = [w for w in files if w in sizes]
+    many = "" if len(missing) < 2 else f"{len(missing)} files, such as "
+    print(f"{files[0].called}: {many + addresses[missing[0]] if missing else 'is there already'}")
+    if missing:
+        print(f"    {megabytes([sizes[w] for w in missing])}")
+    print(f"    {files[0].licence}")
 
 
 def main(argv: list[str] | None = None) -> int:
     args = arguments(argv)
-    wanted = [w for w in WEIGHTS if (w.name in args.names if args.names else w.needed)]
+    wanted = [w for w in WEIGHTS if (w.called in args.names if args.names else w.needed)]
     missing = [w for w in wanted if not (args.models / w.folder / w.name).exists()]
     addresses = {w: f"{args.mirror.rstrip('/')}/{w.name}" if args.mirror else w.address for w in missing}
     sizes = {w: size_of(addresses[w]) for w in missing}
-    for w in wanted:
-        state = f"{addresses[w]}\n    {megabytes(sizes[w])}" if w in sizes else "is there already"
-        print(f"{w.name}: {state}\n    {w.licence}")
+    for name in NAMES:
+        if files := [w for w in wanted if w.called == name]:
+            show(files, addresses, sizes)
     if not missing:
         return 0
     if not args.yes and input(f"Download {len(missing)} files into {args.models}? [y/N] ").strip().lower() != "y":

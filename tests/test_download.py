@@ -9,6 +9,7 @@ from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 
 import pytest
+from pictures import shared
 
 SCRIPT = Path(__file__).parents[1] / "scripts/download.py"
 DATA = bytes(range(256)) * 5000
@@ -126,6 +127,27 @@ def test_what_cannot_be_had_is_an_error(web, tmp_path):
     done = run("--from", web.url, "--models", tmp_path, "--yes", "wplus_adapter.bin")
     assert done.returncode == 1 and "wplus_adapter.bin: HTTP Error 404" in done.stderr
     assert run("nothing.bin").returncode == 2
+
+
+def test_directions_come_together_as_our_folders_group_them(download, web, tmp_path):
+    names = [w.name for w in download.WEIGHTS if w.called == "directions"]
+    assert len(names) == len(set(names))  # a mirror has them all in one folder
+    web.files |= dict.fromkeys(names, DATA)
+    done = run("--from", web.url, "--models", tmp_path, "--yes", "directions")
+    assert done.returncode == 0, done.stderr
+    assert f"directions: {len(names)} files, such as {web.url}/age.pt\n    {len(names) * 1.28:.1f} MB" in done.stdout
+    got = {p.relative_to(tmp_path / "wplus/directions").as_posix() for p in tmp_path.rglob("*.*")}
+    assert len(got) == len(names) and {"interfacegan/smile.pt", "latent_directions/smile.npy"} < got
+    assert "directions: is there already" in run("--models", tmp_path, "directions").stdout
+
+
+def test_the_directions_are_those_that_the_pack_reads(download):
+    folder = shared("data/directions/interfacegan/smile.pt").parents[1]
+    known = {p.relative_to(folder.parent).as_posix() for p in folder.rglob("*.*")}
+    listed = {f"{w.folder.removeprefix('wplus/')}/{w.name}" for w in download.WEIGHTS if w.called == "directions"}
+    # the pool that training edits codes with has no names, and InterFaceGAN's pose is not published with the adapter
+    assert known - listed <= {"directions/att_direction_scale.pth", "directions/interfacegan/pose.pt"}
+    assert listed <= known
 
 
 def test_real_addresses_and_the_hash_in_a_name(download):
