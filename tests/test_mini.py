@@ -146,6 +146,15 @@ def test_the_evaluation_measures_what_is_trained_and_writes_its_tables(out, tmp_
     assert "| lambda0 |" in text and json.loads((tmp_path / "miniature.json").read_text())["variants"]["full"] == full
 
 
+def test_the_documented_tables_are_those_of_the_documented_numbers():
+    docs = Path(__file__).parents[1] / "docs"
+    results = json.loads((docs / "miniature.json").read_text(encoding="utf-8"))
+    page = (docs / "miniature.md").read_text(encoding="utf-8")
+    assert f"{evaluation.BEGIN}\n{evaluation.report(results)}\n{evaluation.END}" in page
+    assert set(results["variants"]) == {"drawn", "lambda0", *evaluation.VARIANTS}
+    assert all(v["pictures"] >= 500 for name, v in results["variants"].items() if name != "drawn")
+
+
 def test_an_evaluation_without_an_adapter_says_what_is_missing(out, tmp_path):
     for path in out.iterdir():
         if path.name not in ("adapters", "evaluation"):
