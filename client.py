@@ -295,7 +295,7 @@ def main(arguments: list[str] | None = None) -> int:
             return 0
         for setting in options.settings:
             override(client, workflow, setting)
-        with tqdm(leave=False) as bar:
+        with tqdm(leave=False, disable=None) as bar:
             result = client.run(workflow, functools.partial(show, bar))
         for path in client.fetch(result, options.out):
             print(path)

@@ -27,6 +27,7 @@ def test_demo_from_photo_to_pictures(photo, tmp_path):
     done = subprocess.run(command, capture_output=True, text=True, env=os.environ | {"WPLUS_DEMO_OUT": str(tmp_path)})
     assert done.returncode == 0, done.stderr
     assert "missing in models/: adapter, encoder, parser, checkpoint" in done.stderr
+    assert "it/s" not in done.stderr  # no bars where nobody watches
     assert Image.open(tmp_path / "found_face_00001_.png").size == (512, 512)
     story = Image.open(tmp_path / "miniature_story_00001_.png")
     assert story.width > 5 * 128 and story.height > 3 * 128
