@@ -1,6 +1,6 @@
 """Fetches the real weights into models/, after showing where they come from, how large they are and their licences.
 
-    scripts/demo --download                    all that the workflows need
+    scripts/demo --download                    what the demo needs, and the editing directions
     scripts/demo --download wplus_adapter.bin  only these
     scripts/demo --download directions         only the editing directions
     scripts/demo --download --yes              without asking

@@ -1,4 +1,4 @@
-"""Links the model files of one folder, whatever their names, and its wplus/directions, to where ComfyUI looks for them.
+"""Links the model files of one folder, whatever their names, to where ComfyUI looks for them.
 
     .venv/bin/python scripts/find_models.py models output/comfy
 
@@ -61,8 +61,6 @@ def main() -> None:
     shutil.rmtree(args.base / "models", ignore_errors=True)
     for path in dlib:
         link(path, args.base / "models/wplus")
-    if (directions := args.models / "wplus/directions").is_dir():
-        link(directions, args.base / "models/wplus")
     for k, path in found.items():
         link(path, args.base / "models" / FOLDERS[k])
         say(f"{k}: {path}")

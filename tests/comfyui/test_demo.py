@@ -48,7 +48,6 @@ def test_files_are_found_by_content(stand_ins, tmp_path):
     shutil.copy(stand_ins / "wplus/untrained_adapter.bin", models / "other.pt")
     (models / "points.dat").write_bytes(b"dlib")
     (models / "broken.pth").write_bytes(b"PK\x03\x04")
-    shutil.copytree(stand_ins / "wplus/directions", models / "wplus/directions")
 
     some = find_models(models, base)
     assert not some.stdout and "missing in" in some.stderr and "parser, checkpoint" in some.stderr
@@ -62,5 +61,4 @@ def test_files_are_found_by_content(stand_ins, tmp_path):
         "Adapter=other.pt", "Checkpoint=sd.safetensors", "Encoder=mine.bin", "Face tools=skin.pth",
     ]  # fmt: skip
     assert "missing" not in every.stderr
-    assert (base / "models/wplus/directions/untrained.safetensors").exists()
     assert (base / "models/checkpoints/sd.safetensors").exists() and (base / "models/wplus/other.pt").exists()
