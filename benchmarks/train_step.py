@@ -2,14 +2,16 @@
 
     python benchmarks/train_step.py                                # SD1.5's plan at 1/8 of its widths, 256 px, CPU
     python benchmarks/train_step.py --precision bf16               # the reference under autocast, ours in bfloat16
+    python benchmarks/train_step.py --no-compile                   # ours without torch.compile, too
     python benchmarks/train_step.py --full --device cuda           # SD1.5, 512 px, generated data, bfloat16
 
 The reference's way: the VAE and the text encoder run in every step, the UNet is float32 under autocast, and stage II
 makes three passes one after the other. Ours: latents and text embeddings are read from the data set, the UNet is in the
-training precision, stage II's two passes without gradient are one batch. "cached" is the reference's way with ours'
-latents and text: what of the difference is the rest. All have the same batch, the same adapter in float32, the same
-attention (SDPA) and the same precision, on a CPU float32 throughout unless told otherwise. Reading data is left out of
-all; ours does more in a step (gradient clipping, the check for NaN, the moving average).
+training precision, channels-last and compiled, as by the presets `stage1` and `stage2`, and stage II's two passes without
+gradient are one batch. "cached" is the reference's way with ours' latents and text: what of the difference is the rest.
+All have the same batch, the same adapter in float32, the same attention (SDPA) and the same precision, on a CPU float32
+throughout unless told otherwise. Reading data is left out of all, compiling too; ours does more in a step (gradient
+clipping, the check for NaN, the moving average).
 
 Each round times every way once, in an order that rotates; a way's time is its fastest step. peak_bytes is of a process
 of its own per way and stage: what it allocates beyond what it had after its imports (CPU), or on the device (GPU).
@@ -140,7 +142,7 @@ class Reference:
 class Ours:
     """`loop.step`, set up as `loop.train` does it."""
 
-    def __init__(self, parts: Networks, stage: int, device: str, dtype: torch.dtype, compile: bool = False):
+    def __init__(self, parts: Networks, stage: int, device: str, dtype: torch.dtype, compile: bool = True):
         name = {d: n for n, d in loop.DTYPES.items()}[dtype]
         speed = Speed(precision=name, channels_last=True, compile=compile)
         self.config = Config(Path("run"), Path("base"), (), objective=OBJECTIVES[stage], speed=speed)
@@ -217,7 +219,7 @@ def main():
     parser.add_argument("--batch", type=int, default=8)
     parser.add_argument("--pixels", type=int, help="256, or 512 with --full")
     parser.add_argument("--rounds", type=int, default=8)
-    parser.add_argument("--compile", action="store_true", help="our UNet through torch.compile")
+    parser.add_argument("--compile", action=argparse.BooleanOptionalAction, default=True, help="our UNet; default: yes")
     parser.add_argument("--peak", nargs=2, metavar=("WAY", "STAGE"), help=argparse.SUPPRESS)
     args = parser.parse_args()
     logging.disable_progress_bar()
@@ -239,7 +241,7 @@ def main():
         print(json.dumps({name: seconds}), flush=True)
     device = torch.cuda.get_device_name() if args.device == "cuda" else "cpu"
     more = {"images_per_s": rates, "peak_bytes": peaks, "encoding_share": encoding, "device": device}
-    settings = {k: getattr(args, k) for k in ("precision", "batch", "pixels", "full")}
+    settings = {k: getattr(args, k) for k in ("precision", "batch", "pixels", "full", "compile")}
     print(json.dumps(result | more | settings))
 
 

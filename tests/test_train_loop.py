@@ -345,6 +345,15 @@ def test_compiling_makes_one_graph_with_gradients_and_one_without(world, tmp_pat
     assert len(graphs) == 2 and totals[0] == pytest.approx(totals[1], rel=1e-6)
 
 
+def test_no_compiler_is_said_before_anything_is_loaded(world, tmp_path, monkeypatch):
+    torch.compiler.reset()
+    monkeypatch.setenv("TORCHINDUCTOR_CACHE_DIR", str(tmp_path / "cache"))
+    monkeypatch.setattr(torch._inductor.config.cpp, "cxx", ("/no/such/compiler",))
+    monkeypatch.setattr(loop, "load_unet", lambda *_: pytest.fail("loaded"))
+    with pytest.raises(WPlusError, match=r"C\+\+ compiler.*--speed\.no-compile"):
+        loop.train(small_config(world, tmp_path / "run", images=4, speed=Speed(compile=True, workers=0)))
+
+
 @posix
 def test_sigterm_to_one_of_two_processes_stops_both(world, tmp_path):
     config = small_config(world, tmp_path / "run", images=24, keep=Keep(log=8))

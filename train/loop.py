@@ -71,6 +71,8 @@ def train(config: Config) -> State:
     check_trackers(config.track)
     run, stream = RunFolder(config.run), open_stream(config)
     accelerator = new_accelerator(config)
+    if config.speed.compile:
+        check_compiler(accelerator.device)
     denoiser, state = start(config, run, stream, accelerator.device)
     check_agreement(state, stream, accelerator)
     validation = open_validation(config, stream, accelerator.num_processes)
@@ -223,6 +225,17 @@ def prepare_unet(denoiser: Denoiser, config: Config) -> Denoiser:
     if speed.compile:
         unet.compile(dynamic=False)  # two shapes: with gradients, and the passes without
     return denoiser
+
+
+def check_compiler(device: torch.device):
+    """torch.compile needs a C++ compiler, and Triton on a GPU; without it says so before anything is loaded."""
+    try:
+        torch.compile(lambda x: 2 * x + 1)(torch.ones(8, device=device))
+    except Exception as e:  # a backend may raise anything
+        raise WPlusError(
+            f"torch.compile does not work here ({str(e).strip().splitlines()[0]}): it needs a C++ compiler, and Triton "
+            "on a GPU. Install them, or train without (--speed.no-compile), which is slower"
+        ) from e
 
 
 def new_optimizer(trained: dict[str, nn.Parameter], optim: Optim) -> torch.optim.AdamW:
