@@ -85,7 +85,7 @@ def test_the_adapter_works_between_start_and_end_alone(unet):
 
     adapter, (w, c, uncond, z) = adapter_of(unet), inputs(1)
     counted = Counted()
-    adapter.fold = lambda w: type("Fold", (), {"scaled": lambda s, x: s, "to": lambda s, *a: counted})()
+    adapter.fold_tokens = lambda t: type("Fold", (), {"scaled": lambda s, x: s, "to": lambda s, *a: counted})()
     for start, end, steps in ((0, 1, 10), (0.2, 1, 8), (0, 0.5, 5), (0.3, 0.6, 3)):
         calls.clear()
         sample(unet, adapter, w, c, uncond, z, Sampling(steps=10, start=start, end=end))

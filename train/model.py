@@ -16,7 +16,7 @@ from ..wplus_core.errors import FileError, WPlusError
 from ..wplus_core.files import read
 from ..wplus_core.formats import numbers
 from ..wplus_core.state_dicts import part, with_prefix
-from .attention import cross_attention_channels, cross_attention_names, install
+from .attention import Residual, cross_attention_channels, cross_attention_names, install
 
 SINGLE_FILE = "model.diffusion_model."
 
@@ -36,10 +36,20 @@ class Denoiser(nn.Module):
         self.unet, self.adapter = unet.requires_grad_(False), adapter
 
     def forward(self, z: Tensor, t: Tensor, c: Tensor, w: Tensor, scale: float | Tensor = 1.0) -> Tensor:
-        dtype = self.unet.dtype
-        scale = scale.to(dtype) if isinstance(scale, Tensor) else scale
-        wplus = Float32Weights(self.adapter.residual(self.adapter.mapping(w), scale))
+        dtype, wplus = self.unet.dtype, residual(self.adapter, w, scale, self.unet)
         return self.unet(z.to(dtype), t, c.to(dtype), cross_attention_kwargs={"wplus": wplus}).sample.float()
+
+
+def residual(adapter: WPlusAdapter, w: Tensor, scale: float | Tensor, unet: UNet2DConditionModel) -> Residual:
+    """What `wplus` must be for these codes [B, L, 512] and this UNet, scale as in `Denoiser`.
+
+    Folded, which has the gradients of the reference form for a fraction of its work; parallel attention does not fold.
+    """
+    tokens = adapter.mapping(w.to(adapter.mapping.norm.weight.device))
+    if adapter.config.parallel:
+        scale = scale.to(unet.dtype) if isinstance(scale, Tensor) else scale
+        return Float32Weights(adapter.residual(tokens, scale))
+    return adapter.fold_tokens(tokens).scaled([scale] * len(adapter.layers)).to(unet.device, unet.dtype)
 
 
 @dataclass(frozen=True)

@@ -17,10 +17,10 @@ from torch import Tensor
 
 from ..wplus_core.adapter import WPlusAdapter
 from ..wplus_core.errors import WPlusError
-from .attention import Residual, install
+from .attention import install
 from .base import LATENT_CHANNELS
 from .draws import normal, stream
-from .model import Float32Weights
+from .model import residual
 from .objectives import STEPS
 
 
@@ -69,7 +69,7 @@ def sample(
     if guided:
         w, c = torch.cat([torch.zeros_like(w), w]), torch.cat([uncond.to(c).expand_as(c), c])
     c = c.to(dtype)
-    wplus = None if adapter is None else residual(adapter, w, settings.scale, dtype)
+    wplus = None if adapter is None else residual(adapter, w, settings.scale, unet)
     scheduler = ddim()
     scheduler.set_timesteps(settings.steps)
     for t in scheduler.timesteps.tolist():
@@ -81,13 +81,6 @@ def sample(
             eps = without + settings.guidance * (eps - without)
         z = scheduler.step(eps, t, z).prev_sample
     return z
-
-
-def residual(adapter: WPlusAdapter, w: Tensor, scale: float, dtype: torch.dtype) -> Residual:
-    """What `wplus` must be for these rows: folded once for all steps; parallel attention does not fold."""
-    if adapter.config.parallel:
-        return Float32Weights(adapter.residual(adapter.mapping(w), scale))
-    return adapter.fold(w).scaled(scale).to(w.device, dtype)
 
 
 def ddim() -> DDIMScheduler:

@@ -1,8 +1,9 @@
 """The W+ adapter: a mapping network and one residual cross-attention per cross-attention of the UNet.
 
-Two forms of the same maths. The reference form (`ResidualCrossAttention`) is what training differentiates. The folded
-form (`FoldedAdapter`) is made once per identity: the tokens do not change over the sampling steps, so the query, key
-and value projections collapse into two skinny matrices a layer, and the 31.6 M weights can stay off the device.
+Two forms of the same maths. The reference form (`ResidualCrossAttention`) is the paper's. The folded form
+(`FoldedAdapter`) is made once per identity: the tokens are few and the same at every pixel, so the query, key and value
+projections collapse into two skinny matrices a layer. They do not change over the sampling steps either, so that the
+31.6 M weights can stay off the device; training folds anew in every step and differentiates through it.
 
 Layers are in the order of diffusers' `unet.attn_processors`, cross-attentions only: down blocks, up blocks, mid block.
 Source: Li et al., "When StyleGAN Meets Stable Diffusion: a W+ Adapter for Personalized Image Generation", CVPR 2024.
@@ -117,9 +118,7 @@ class WPlusAdapter(nn.Module):
         super().__init__()
         self.config = config
         self.mapping = MappingNetwork(config)
-        self.layers = nn.ModuleList(
-            ResidualCrossAttention(c, config.token_dim, config.heads) for c in config.channels
-        )
+        self.layers = nn.ModuleList(ResidualCrossAttention(c, config.token_dim, config.heads) for c in config.channels)
 
     def residual(self, tokens: Tensor, scale: float | Tensor = 1.0) -> TokenResidual:
         """The reference form for these tokens [B, T, D]."""
@@ -128,13 +127,16 @@ class WPlusAdapter(nn.Module):
     @torch.no_grad()
     def fold(self, w: Tensor) -> FoldedAdapter:
         """Fold the codes w [B, L, 512], one identity per row, in float32 on the adapter's device."""
+        return self.fold_tokens(self.mapping(w.to(self.mapping.norm.weight.device)))
+
+    def fold_tokens(self, tokens: Tensor) -> FoldedAdapter:
+        """Fold the tokens [B, T, D], one identity per row, in float32; gradients go back to them and to the weights."""
         if self.config.parallel:
             raise WPlusError(
                 "this adapter was trained with parallel attention, an ablation that only the trainer's own sampling "
                 "knows; choose an adapter with residual attention"
             )
-        t = self.mapping(w.to(self.mapping.norm.weight.device))
-        folds = (fold_attention(x.to_q.weight, x.to_k.weight, x.to_v.weight, t, x.heads) for x in self.layers)
+        folds = (fold_attention(x.to_q.weight, x.to_k.weight, x.to_v.weight, tokens, x.heads) for x in self.layers)
         return FoldedAdapter(tuple(folds), self.config.tokens, self.config.heads)
 
 
