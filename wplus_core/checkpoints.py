@@ -37,6 +37,8 @@ from .state_dicts import (
 )
 from .stylegan2 import Generator, GeneratorConfig
 
+UNSAID = ("w_dim", "heads", "parallel")  # of an adapter's config, in the reference's layout
+
 
 def load_adapter(path: str | Path) -> WPlusAdapter:
     """The adapter of a wplus_adapter.bin, a reference training run's pytorch_model.bin, or our safetensors."""
@@ -112,7 +114,14 @@ def save_parser(parser: FaceParser, path: str | Path):
 
 
 def save_reference_adapter(adapter: WPlusAdapter, path: str | Path):
-    """Write the reference's wplus_adapter.bin: {"w_proj": ..., "wplus_adapter": ...}."""
+    """Write the reference's wplus_adapter.bin: {"w_proj": ..., "wplus_adapter": ...}.
+
+    FileError for an adapter that is not what a reader of tensors alone must take it for.
+    """
+    config = adapter.config
+    unsaid = [f"{k} {getattr(config, k)}" for k in UNSAID if getattr(config, k) != getattr(AdapterConfig, k)]
+    if unsaid:
+        raise FileError(path, f"the reference's layout cannot say that it has {', '.join(unsaid)}", "Use .safetensors")
     flat = adapter_to_reference(adapter.state_dict())
     write_torch(path, {name: part(flat, f"{name}.") for name in ("w_proj", "wplus_adapter")})
 
@@ -144,6 +153,7 @@ def load_identity(path: str | Path) -> Identity:
     contents = read(path)
     kind = expect(contents, "identity", "bare")
     check_finite(path, contents.tensors)
+    contents = contents.copied()
     if kind == "bare":
         (w,) = contents.tensors.values()
         if w.ndim == 1 or w.shape[-2] == 1:
@@ -170,7 +180,7 @@ def save_identity(identity: Identity, path: str | Path):
 
 def adapter_state(contents: Contents) -> State:
     state = without_prefix(contents.tensors)
-    return state if "format" in contents.metadata else adapter_from_reference(state)
+    return state if contents.ours else adapter_from_reference(state)
 
 
 def encoder_state(contents: Contents) -> State:

@@ -24,6 +24,8 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 
+from PIL import Image
+
 from .checkpoints import load_generator, load_identity, save_identity
 from .direction_files import Collection, load_collection, load_spread, parse_edits, save_directions
 from .directions import Direction, edit_identity, format_layers, orthogonalise, parse_layers
@@ -44,39 +46,45 @@ def list_(args: argparse.Namespace):
 
 
 def apply(args: argparse.Namespace):
+    out = ours(args.out)
     identity, collection = load_identity(args.identity), load_collection(*args.directions)
     spread = load_spread(args.spread) if args.spread else collection.spread
     if args.hold and spread is None:
         raise WPlusError("--hold needs a PCA of W among the directions, or --spread ffhq_pca.pt")
     edits = parse_edits(args.edits, collection)
     done = edit_identity(identity, edits, spread if args.hold else None, args.limit)
-    save_identity(done, ours(args.out))
-    print(f"{args.out}: {' '.join(map(str, edits)) or 'no edits'}")
+    save_identity(done, out)
+    print(f"{out}: {' '.join(map(str, edits)) or 'no edits'}")
 
 
 def find(args: argparse.Namespace):
+    out = ours(args.out)
     if args.scores and not args.folders:
         positive, negative = scored_codes(args.scores, args.share)
     elif len(args.folders) == 2 and not args.scores:
         positive, negative = map(folder_codes, args.folders)
     else:
         raise WPlusError(f"expected two folders, with and without, or --scores; got {len(args.folders)} folders")
-    name = args.name or args.out.stem
+    name = args.name or out.stem
     found = find_direction(positive, negative, name, args.method, args.layers, args.per_layer)
     others = [load_collection(*args.directions).find(n) for n in args.orthogonal_to]
-    write([orthogonalise(found.direction, others) if others else found.direction], args.out)
+    write([orthogonalise(found.direction, others) if others else found.direction], out)
     print(found)
 
 
 def pca_(args: argparse.Namespace):
-    write(pca(load_generator(args.generator), args.count, args.samples, args.seed), args.out)
+    out = ours(args.out)
+    write(pca(load_generator(args.generator), args.count, args.samples, args.seed), out)
 
 
 def sefa_(args: argparse.Namespace):
-    write(sefa(load_generator(args.generator), args.layers, args.count), args.out)
+    out = ours(args.out)
+    write(sefa(load_generator(args.generator), args.layers, args.count), out)
 
 
 def sheet(args: argparse.Namespace):
+    if args.out.suffix.lower() not in Image.registered_extensions():
+        raise WPlusError(f"{args.out}: expected a picture's name, such as sheet.png")
     collection = load_collection(args.place)
     shown = chosen(collection, args.names)
     w = load_identity(args.identity).w if args.identity else None
@@ -89,7 +97,7 @@ def chosen(collection: Collection, names: Sequence[str]) -> list[Direction]:
 
 
 def write(directions: Sequence[Direction], out: Path):
-    save_directions(directions, ours(out))
+    save_directions(directions, out)
     print(f"{out}: {len(directions)} direction{'s' * (len(directions) > 1)}")
 
 

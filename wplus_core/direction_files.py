@@ -5,6 +5,7 @@ from __future__ import annotations
 import csv
 import logging
 import re
+from collections import Counter
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, field, replace
 from difflib import get_close_matches
@@ -16,7 +17,7 @@ from torch import Tensor
 from .checkpoints import write_ours
 from .directions import Direction, Edit, Layers, parse_layers
 from .errors import FileError, WPlusError
-from .files import AGAIN, Contents, files_below, read, sha256
+from .files import AGAIN, Contents, files_below, read, sha256, unreadable
 from .formats import expect
 from .plausible import Spread
 from .state_dicts import check_finite, parse_json
@@ -45,8 +46,9 @@ def load_directions(path: str | Path) -> list[Direction]:
     contents = read(path)
     kind = expect(contents, "directions", "bare")
     check_finite(path, contents.tensors)
+    contents = contents.copied()
     try:
-        if "format" in contents.metadata:
+        if contents.ours:
             return our_directions(contents)
         if kind == "directions" and "comp" in contents.tensors:
             return ganspace_directions(contents)
@@ -80,18 +82,30 @@ def our_directions(contents: Contents) -> list[Direction]:
 
 
 def plain_directions(contents: Contents) -> list[Direction]:
-    """A step per tensor. A lone tensor is named by its file, those of a list by the file and their number."""
+    """A step per tensor [D], [L, D] or [1, L, D], and N steps per tensor [N, L, D], numbered.
+
+    A lone tensor is named by its file, those of a list by the file and their number, others by their key's last part.
+    """
     path, found = contents.path, []
-    for key, x in contents.tensors.items():
-        name = f"{path.stem}_{key}" if key.isdigit() else key.rsplit(".", 1)[-1] or path.stem
-        rows = x.reshape(-1, *x.shape[-2:])[0] if x.ndim == 3 else x.reshape(-1, x.shape[-1])
-        latent = key == "" and path.suffix == ".npy" and len(rows) > 8
-        name = name if len(contents.tensors) > 1 else path.stem
-        source = "latent direction" if latent else path.name
-        found.append(Direction(name, rows, (0, 8) if latent else None, source=source))
+    for name, x in zip(step_names(path.stem, list(contents.tensors)), contents.tensors.values(), strict=True):
+        steps = x if x.ndim == 3 else x.reshape(1, -1, x.shape[-1])
+        latent = path.suffix == ".npy" and list(contents.tensors) == [""] and steps.shape[1] > 8
+        layers, source = ((0, 8), "latent direction") if latent else (None, path.name)
+        names = [name] if len(steps) == 1 else [f"{name}_{i}" for i in range(len(steps))]
+        found += [Direction(n, step, layers, source=source) for n, step in zip(names, steps, strict=True)]
     if path.suffix == ".npy" and sha256(path) in POINT_TO_LESS:
         found = [replace(d, unit=-d.unit) for d in found]
     return found
+
+
+def step_names(stem: str, keys: Sequence[str]) -> list[str]:
+    """A name per key of a file; the whole key where its last part alone is not unique."""
+    if len(keys) == 1:
+        return [stem]
+    lasts = [key.rsplit(".", 1)[-1] for key in keys]
+    count = Counter(lasts)
+    names = [last if count[last] == 1 else key for key, last in zip(keys, lasts, strict=True)]
+    return [f"{stem}_{key}" if key.isdigit() else name or stem for key, name in zip(keys, names, strict=True)]
 
 
 def ganspace_directions(contents: Contents) -> list[Direction]:
@@ -122,10 +136,12 @@ def ganspace_names(folder: Path, count: int) -> list[tuple[str, int, Layers | No
     table = folder / TABLE
     if not table.is_file():
         return [(f"component_{k}", k, None, 0.0) for k in range(count)]
-    with open(table, newline="") as f:
-        rows = [row for row in csv.reader(f, delimiter="\t") if row]
     try:
+        with open(table, newline="") as f:
+            rows = [row for row in csv.reader(f, delimiter="\t") if row]
         named = [(name, int(k), (int(first), int(end)), float(s)) for name, k, first, end, s, *_ in rows]
+    except OSError as e:
+        raise unreadable(table, e) from e
     except ValueError as e:
         raise FileError(table, f"expected rows of name, component, first, end, strength ({e})", "Restore it") from e
     return [row for row in named if 0 <= row[1] < count]
@@ -136,6 +152,7 @@ def load_spread(path: str | Path) -> Spread:
     contents = read(path)
     expect(contents, "directions", "bare")
     check_finite(path, contents.tensors)
+    contents = contents.copied()
     try:
         if {"mean", "comp", "std"} <= set(contents.tensors):
             return Spread(*ganspace_pca(contents))

@@ -145,8 +145,9 @@ def average(identities: Sequence[Identity], name: str = "") -> Identity:
         raise WPlusError(f"codes of different generators: {[list(i.w.shape) for i in identities]}")
     w = torch.cat([i.w for i in identities])
     names = [i.name for i in identities for _ in i.w]
+    photo = [n if names.count(n) == 1 and n else f"photo {i} {n}".strip() for i, n in enumerate(names, 1)]
     notes = [
-        f"{names[n]} disagrees with the others ({ratio:.1f} x the usual distance); is it the same person?"
+        f"{photo[n]} disagrees with the others ({ratio:.1f} x the usual distance); is it the same person?"
         for n, ratio in enumerate(disagreement(w))
         if ratio > OUTLIER
     ]
@@ -263,6 +264,12 @@ def expand(photos: Sequence[str]) -> list[Path]:
     return list(paths)
 
 
+def at_least_one(text: str) -> int:
+    if not text.isdecimal() or int(text) < 1:
+        raise argparse.ArgumentTypeError(f"expected a whole number from 1 on, got {text!r}")
+    return int(text)
+
+
 def arguments() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(
         prog="python -m comfyui_wplus.wplus_core.encode",
@@ -280,7 +287,7 @@ def arguments() -> argparse.ArgumentParser:
     add("--padding", choices=PADDINGS, default="reflect", help="what lies outside the photo (reflect)")
     add("--average", metavar="NAME", help="all photos show one person: also write their mean as NAME")
     add("--refine", type=int, default=0, metavar="STEPS", help="optimise each code; needs a file with a generator")
-    add("--batch", type=int, default=8)
+    add("--batch", type=at_least_one, default=8, help="faces encoded at once (8)")
     add("--device", default="cuda" if torch.cuda.is_available() else "cpu")
     add("--dtype", choices=DTYPES, default="fp32")
     return parser

@@ -5,7 +5,7 @@ from __future__ import annotations
 import importlib.util
 import logging
 import math
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -14,8 +14,8 @@ import numpy as np
 import torch.nn.functional as F
 from torch import Tensor
 
-from .errors import WPlusError
-from .files import files_below
+from .errors import FileError, WPlusError
+from .files import AGAIN, files_below
 from .photos import Photo, check_pixels, to_uint8
 
 log = logging.getLogger(__name__)
@@ -110,9 +110,9 @@ class FaceFinder:
         if predictor is None:
             where = ", ".join(map(str, folders)) or "no folder given"
             raise WPlusError(f"no dlib 68-point landmark model (.dat) found ({where}). Put it there, or: {INSTALL}")
-        self.predictor = self.dlib.shape_predictor(str(predictor))
+        self.predictor = _loaded(self.dlib.shape_predictor, predictor)
         self.hog = self.dlib.get_frontal_face_detector()
-        self.mmod = self.dlib.cnn_face_detection_model_v1(str(mmod)) if mmod else None
+        self.mmod = _loaded(self.dlib.cnn_face_detection_model_v1, mmod) if mmod else None
 
     def __call__(self, photo: Tensor | Photo, order: str = "largest", name: str = "the photo") -> list[Face]:
         """photo [3, H, W] in 0..1 → every face, in the order asked for; raises WPlusError when there is none."""
@@ -237,6 +237,13 @@ def _import_dlib():
     except ImportError as error:
         raise WPlusError(f"finding faces needs dlib ({error}). Install it with: {INSTALL}") from error
     return dlib
+
+
+def _loaded(load: Callable[[str], Any], path: Path) -> Any:
+    try:
+        return load(str(path))
+    except RuntimeError as error:
+        raise FileError(path, f"a dlib model that is cut short or damaged ({error})", AGAIN) from error
 
 
 def _packaged_models() -> list[Path]:

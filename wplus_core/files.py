@@ -5,10 +5,12 @@ from __future__ import annotations
 import hashlib
 import os
 import zipfile
-from collections.abc import Callable, Mapping
-from dataclasses import dataclass, field
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import suppress
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from pickle import UnpicklingError
+from secrets import token_hex
 from typing import Any
 
 import numpy as np
@@ -28,6 +30,7 @@ NOT_MODELS = {
     b"GGUF": "this is a GGUF language or image model",
 }
 NESTING = 8
+ENTRIES = 500_000  # a few bytes of shared references can stand for billions
 
 
 @dataclass(frozen=True)
@@ -39,6 +42,15 @@ class Contents:
     metadata: dict[str, str] = field(default_factory=dict)
     values: dict[str, Any] = field(default_factory=dict)
 
+    @property
+    def ours(self) -> bool:
+        """Whether this pack wrote it; other writers have a format and a version in their metadata too."""
+        return self.metadata.get("format", "").startswith("wplus-")
+
+    def copied(self) -> Contents:
+        """With tensors in memory: mapped ones change with the file, and end the process when it gets shorter."""
+        return replace(self, tensors={k: x.clone() for k, x in self.tensors.items()})
+
 
 def read(path: str | Path, device: str = "cpu") -> Contents:
     """Read a safetensors, torch (weights only) or numpy file; device "meta" reads names, shapes and dtypes alone.
@@ -47,6 +59,13 @@ def read(path: str | Path, device: str = "cpu") -> Contents:
     be executed to be read.
     """
     path = Path(path)
+    try:
+        return read_any(path, device)
+    except OSError as e:
+        raise unreadable(path, e) from e
+
+
+def read_any(path: Path, device: str) -> Contents:
     if not path.is_file():
         raise FileError(path, "there is no such file", "Check the path")
     with open(path, "rb") as f:
@@ -61,6 +80,10 @@ def read(path: str | Path, device: str = "cpu") -> Contents:
         return read_pickle(path, device, mmap=False)
     problem = NOT_MODELS.get(head[:4], "this is no safetensors, torch or numpy file, or its start is lost")
     raise FileError(path, problem, AGAIN)
+
+
+def unreadable(path: str | Path, error: OSError) -> FileError:
+    return FileError(path, f"cannot be read ({error.strerror or error})", "Check the path and who may read the file")
 
 
 def read_safetensors(path: Path, device: str) -> Contents:
@@ -123,7 +146,7 @@ def read_pickle(path: Path, device: str, mmap: bool) -> Contents:
     except Exception as e:  # a damaged pickle raises almost anything
         raise FileError(path, f"a torch file that is cut short or damaged ({type(e).__name__})", AGAIN) from e
     tensors, values = {}, {}
-    flatten(path, loaded, "", tensors, values)
+    flatten(path, loaded, "", tensors, values, iter(range(ENTRIES)))
     check_extents(path, tensors)
     return Contents(path, tensors, {}, values)
 
@@ -144,8 +167,18 @@ def unsupported_part(message: str) -> str:
     return "more than tensors"
 
 
-def flatten(path: Path, item: Any, key: str, tensors: dict[str, Tensor], values: dict[str, Any], depth: int = 0):
-    """Spread nested dicts and lists over dotted keys, tensors apart from other values."""
+def flatten(
+    path: Path,
+    item: Any,
+    key: str,
+    tensors: dict[str, Tensor],
+    values: dict[str, Any],
+    left: Iterator[int],
+    depth: int = 0,
+):
+    """Spread nested dicts and lists over dotted keys, tensors apart from other values, while any entry is left."""
+    if next(left, None) is None:
+        raise FileError(path, f"more than {ENTRIES:,} entries", "Expected a state dict")
     if isinstance(item, Tensor):
         tensors[key] = item.detach()
     elif isinstance(item, Mapping | list | tuple):
@@ -153,7 +186,7 @@ def flatten(path: Path, item: Any, key: str, tensors: dict[str, Tensor], values:
             raise FileError(path, f"nested more than {NESTING} levels deep", "Expected a state dict")
         pairs = item.items() if isinstance(item, Mapping) else enumerate(item)
         for k, v in pairs:
-            flatten(path, v, f"{key}.{k}" if key else str(k), tensors, values, depth + 1)
+            flatten(path, v, f"{key}.{k}" if key else str(k), tensors, values, left, depth + 1)
     else:
         values[key] = item
 
@@ -168,11 +201,14 @@ def check_extents(path: Path, tensors: dict[str, Tensor]):
 
 
 def sha256(path: str | Path) -> str:
-    """Hex digest of a file's bytes."""
+    """Hex digest of a file's bytes; FileError where it cannot be read."""
     digest = hashlib.sha256()
-    with open(path, "rb") as f:
-        while block := f.read(1 << 20):
-            digest.update(block)
+    try:
+        with open(path, "rb") as f:
+            while block := f.read(1 << 20):
+                digest.update(block)
+    except OSError as e:
+        raise unreadable(path, e) from e
     return digest.hexdigest()
 
 
@@ -184,7 +220,7 @@ def files_below(folder: str | Path) -> list[Path]:
             folders.clear()
             continue
         folders[:] = [name for name in folders if not name.startswith(".")]
-        found += [path for name in files if not name.startswith(".") and (path := Path(here, name)).is_file()]
+        found += [path for name in files if not name.startswith(".") and os.path.isfile(path := Path(here, name))]
     return sorted(found)
 
 
@@ -194,7 +230,7 @@ def write_whole(path: str | Path, write: Callable[[Path], object]):
     FileError where it cannot be written, for which safetensors and torch have errors of their own kinds.
     """
     path = Path(path)
-    part = path.with_name(f".{path.name}.{os.getpid()}.part")
+    part = path.with_name(f".{os.getpid()}-{token_hex(4)}.part")
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
         write(part)
@@ -203,7 +239,7 @@ def write_whole(path: str | Path, write: Callable[[Path], object]):
         remedy = "Is the disk full, or may the folder not be written to? What was there before is as it was"
         raise FileError(path, f"could not be written ({e})", remedy) from e
     finally:
-        if part.parent.is_dir():
+        with suppress(OSError):
             part.unlink(missing_ok=True)
 
 

@@ -36,9 +36,8 @@ FOREIGN = {
 
 def kind_of(contents: Contents) -> str:
     """One of OUR_FORMATS, "bare" (a W+ tensor without a word on what it is for), or "foreign: what it seems to be"."""
-    named = contents.metadata.get("format", "")
-    if named.startswith("wplus-"):
-        return named.removeprefix("wplus-")
+    if contents.ours:
+        return contents.metadata["format"].removeprefix("wplus-")
     keys = [k.removeprefix("module.").removeprefix("state_dict.") for k in contents.tensors]
     if any(re.search(FOREIGN["an ArcFace recogniser"], k) for k in keys) and not any("styles." in k for k in keys):
         return "foreign: an ArcFace recogniser"
@@ -69,7 +68,7 @@ def expect(contents: Contents, *kinds: str) -> str:
         what = kind.removeprefix("foreign: ") if kind.startswith("foreign: ") else is_ours
         raise FileError(contents.path, f"this is {what}, not {wanted}", f"Choose {wanted} file here")
     version = contents.metadata.get("version", str(VERSION))
-    if not version.isdigit() or int(version) > VERSION:
+    if contents.ours and (not version.isdigit() or int(version) > VERSION):
         raise FileError(
             contents.path, f"format version {version!r}, this pack reads up to {VERSION}", "Update ComfyUI-WPlus"
         )

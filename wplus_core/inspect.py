@@ -1,6 +1,8 @@
 """Say what a file is, and whether it is whole.
 
     python -m comfyui_wplus.wplus_core.inspect wplus_adapter.bin
+
+Exits 1 if it cannot be used.
 """
 
 from __future__ import annotations
@@ -28,8 +30,8 @@ def describe(path: Path) -> Iterator[tuple[str, object]]:
     kind = kind_of(contents)
     yield "file", path
     yield "what", what(kind)
-    yield "format", contents.metadata.get("format", "foreign")
-    if "version" in contents.metadata:
+    yield "format", contents.metadata["format"] if contents.ours else "foreign"
+    if contents.ours and "version" in contents.metadata:
         yield "version", contents.metadata["version"]
     dtypes = Counter(str(x.dtype).removeprefix("torch.") for x in contents.tensors.values())
     yield "tensors", f"{len(contents.tensors)} ({', '.join(f'{n} {t}' for t, n in dtypes.most_common())})"

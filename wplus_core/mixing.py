@@ -97,9 +97,16 @@ def batched(identities: Sequence[Identity]) -> Identity:
 
 
 def codes_from(identity: Identity, first: int, count: int = 1) -> Identity:
-    """Some of a batch's codes; numbers beyond its end are taken as the last one."""
+    """Some of a batch's codes; numbers beyond its end are taken as the last one.
+
+    The thumbnail, which is the first code's, stays with it; of photos with an entry per code each stays with its own.
+    """
     first = min(first, len(identity) - 1)
-    return replace(identity, w=identity.w[first : first + count])
+    provenance, photos = identity.provenance, identity.provenance.get("photos")
+    if isinstance(photos, list) and len(photos) == len(identity) and "averaged" not in provenance:
+        provenance = provenance | {"photos": photos[first : first + count]}
+    thumbnail = None if first else identity.thumbnail
+    return replace(identity, w=identity.w[first : first + count], provenance=provenance, thumbnail=thumbnail)
 
 
 def move_attributes(

@@ -20,6 +20,7 @@ from .errors import FileError, WPlusError
 
 log = logging.getLogger(__name__)
 
+FORMATS = ("JPEG", "PNG", "WEBP", "TIFF", "BMP", "GIF", "PPM", "JPEG2000", "AVIF", "HEIF")
 MAX_PIXELS = 210_000_000  # phones reach 200 MP; as float32 RGB that is 2.5 GB
 _pillow_limit = threading.Lock()
 
@@ -89,7 +90,7 @@ def save_png(pixels: Tensor, path: str | Path) -> None:
 
 def _decode(data: bytes, path: Path) -> tuple[np.ndarray, bool]:
     try:
-        with _own_size_limit(), Image.open(io.BytesIO(data)) as image:
+        with _own_size_limit(), Image.open(io.BytesIO(data), formats=_formats()) as image:
             if image.width * image.height > MAX_PIXELS:
                 raise FileError(
                     path,
@@ -104,7 +105,14 @@ def _decode(data: bytes, path: Path) -> tuple[np.ndarray, bool]:
         raise
     except Exception as error:  # decoders raise whatever the bytes lead them to
         heic = " (HEIC photos of phones too)" if data[4:8] == b"ftyp" else ""
-        raise FileError(path, f"not a picture, or a damaged one ({error})", f"Save it as PNG or JPEG{heic}") from error
+        remedy = f"Save it as PNG or JPEG{heic}; {', '.join(_formats())} are read"
+        raise FileError(path, f"not a picture, or a damaged one ({error})", remedy) from error
+
+
+def _formats() -> list[str]:
+    """Those of `FORMATS` that this Pillow and its plugins have; others may start programs, as EPS does Ghostscript."""
+    Image.init()
+    return [f for f in FORMATS if f in Image.OPEN]
 
 
 def _to_rgb(image: Image.Image) -> Image.Image | np.ndarray:
@@ -115,7 +123,8 @@ def _to_rgb(image: Image.Image) -> Image.Image | np.ndarray:
         raise ValueError("32-bit float, whose range nobody knows")
     if image.has_transparency_data:
         rgba = image.convert("RGBA")
-        return Image.alpha_composite(Image.new("RGBA", rgba.size, "white"), rgba).convert("RGB")
+        colours = _to_srgb(rgba.convert("RGB"))
+        return Image.composite(colours, Image.new("RGB", rgba.size, "white"), rgba.getchannel("A"))
     return _to_srgb(image)
 
 

@@ -96,7 +96,7 @@ def parser_config(state: State) -> ParserConfig:
 def config_of(contents: Contents, cls: type[T], infer: Callable[[], T], key: str = "config") -> T:
     """The config of our own files from their metadata, of others from the shapes of their tensors."""
     try:
-        return read_config(contents, cls, key) if "format" in contents.metadata else infer()
+        return read_config(contents, cls, key) if contents.ours else infer()
     except FileError:
         raise
     except (WPlusError, ValueError) as e:
