@@ -36,6 +36,16 @@ def test_a_table_finds_pictures_by_the_end_of_their_path(tmp_path, head):
         table(tmp_path / "ba.jpg")
 
 
+def test_a_table_knows_a_link_by_its_own_name_and_by_its_files(tmp_path):
+    """As in the cache of a hub, where names are links to numbered files."""
+    (tmp_path / "blobs").mkdir()
+    (tmp_path / "blobs" / "9f86").touch()
+    for name in ("a.jpg", "b.jpg"):
+        (tmp_path / name).symlink_to(tmp_path / "blobs" / "9f86")
+    (tmp_path / "c.csv").write_text("file,caption\na.jpg,a man\n9f86,somebody\n")
+    assert [Table(tmp_path / "c.csv")(tmp_path / name) for name in ("a.jpg", "b.jpg")] == ["a man", "somebody"]
+
+
 @pytest.mark.parametrize("text, problem", [
     ("picture,words\na,b\n", "columns .'picture', 'words'.*Give a CSV file with columns file,caption"),
     ("", "columns"),

@@ -53,6 +53,7 @@ def test_from_photos_to_a_picture(world, tmp_path, capsys):
     save_identity(Identity(faces.w(0)), tmp_path / "ann.safetensors")
 
     length = ["--images", "4", "--batch", "2", "--keep.log", "2", "--speed.workers", "0", "--speed.precision", "fp32"]
+    length += ["--speed.no-compile"]
     seen = ["--validate.data", tmp_path / "wild", "--validate.images", "2", "--validate.steps", "2"]
     seen += ["--validate.identities", tmp_path / "ann.safetensors", "--optim.lr", "1e-3"]
     data = tmp_path / "faces", tmp_path / "synthetic"

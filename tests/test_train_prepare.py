@@ -175,6 +175,23 @@ def test_bad_pictures_are_listed_with_the_reason_and_counted(world, wild, tmp_pa
     assert "7 samples in 3 shards" in said and "2 pictures left out" in said and "1 x no face found" in said
 
 
+def test_a_sample_that_is_not_finite_is_left_out_with_the_reason(world, tmp_path, monkeypatch):
+    """As a VAE in fp16 makes it of a bright picture."""
+    made = makers.AlignedMaker.latents
+
+    def overflown(self, pictures):
+        z = made(self, pictures)
+        z[0, 0, 0, 0] = torch.inf
+        return z
+
+    monkeypatch.setattr(makers.AlignedMaker, "latents", overflown)
+    assert run(world, "aligned", tmp_path / "out", "--batch", "3") == 0
+    lines = [json.loads(x) for x in (tmp_path / "out" / "quarantine.jsonl").read_text().splitlines()]
+    lost = [x["file"] for x in lines if "not finite" in x["reason"]]
+    assert lost and not set(lost) & set(names(tmp_path / "out"))
+    assert main(["prepare", "--check", str(tmp_path / "out")]) == 0
+
+
 def test_a_face_cut_by_the_border_is_left_out(world, tmp_path):
     (tmp_path / "photos").mkdir()
     photo = load_photo(world["photos"] / "a.png").pixels

@@ -121,6 +121,10 @@ DEATHS = {
     "after a checkpoint got its name": lambda n: at_call(Path, "rename", n, lambda *args: die(), after=True),
     "while an old checkpoint is deleted": lambda n: at_call(shutil, "rmtree", n, half_deleted),
     "in validation": lambda n: at_call(validation, "decode", n, lambda *args: die()),
+    "its group told to stop": lambda n: (
+        os.setsid(),
+        at_call(loop, "step", n, lambda *args: os.killpg(0, signal.SIGTERM)),
+    ),
     "told to stop": lambda n: at_call(loop, "step", n, lambda *args: os.kill(os.getpid(), signal.SIGTERM)),
 }
 

@@ -25,7 +25,7 @@ class Beside:
 class Table:
     """A CSV file with columns `file` (or file_name, image) and `caption` (or text).
 
-    A picture is found by the end of its path: `a.jpg` or `people/a.jpg`.
+    A picture is found by the end of its path: `a.jpg` or `people/a.jpg`; a link by its own name before its file's.
     """
 
     def __init__(self, path: Path):
@@ -41,12 +41,15 @@ class Table:
         self.path, self.captions = path, {Path(r[file]).as_posix(): (r[caption] or "").strip() for r in rows if r[file]}
 
     def __call__(self, path: Path) -> str:
-        parts = path.resolve().parts
-        ends = ("/".join(parts[n:]) for n in range(len(parts)))
-        known = next((e for e in (path.resolve().as_posix(), *ends) if e in self.captions), None)
+        known = next((e for p in (path.absolute(), path.resolve()) for e in ends(p) if e in self.captions), None)
         if known is None:
             raise WPlusError(f"no caption: {self.path.name} has no row for it")
         return first_of([self.captions[known]])
+
+
+def ends(path: Path) -> list[str]:
+    """The path as a whole, and without more and more of its first parts."""
+    return [path.as_posix(), *("/".join(path.parts[n:]) for n in range(len(path.parts)))]
 
 
 def first_of(lines: Iterable[str]) -> str:

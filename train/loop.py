@@ -231,10 +231,12 @@ def check_compiler(device: torch.device):
     """torch.compile needs a C++ compiler, and Triton on a GPU; without it says so before anything is loaded."""
     try:
         torch.compile(lambda x: 2 * x + 1)(torch.ones(8, device=device))
-    except Exception as e:  # a backend may raise anything
+    except Exception as e:  # a backend may raise anything, wrapped or not
+        reason = getattr(e, "inner_exception", e)
+        first, *_ = str(reason).strip().splitlines() or [type(reason).__name__]
         raise WPlusError(
-            f"torch.compile does not work here ({str(e).strip().splitlines()[0]}): it needs a C++ compiler, and Triton "
-            "on a GPU. Install them, or train without (--speed.no-compile), which is slower"
+            f"torch.compile does not work here ({first}): it needs a C++ compiler, and Triton on a GPU. Install them, "
+            "or train without (--speed.no-compile), which is slower"
         ) from e
 
 
@@ -262,9 +264,23 @@ def steps(config: Config, stream: Stream, images: int, accelerator: Accelerator)
     micro = config.micro(accelerator.num_processes)
     rows = Rows(images, config.images, micro, accelerator.process_index, accelerator.num_processes)
     cuda = accelerator.device.type == "cuda"
-    loader = iter(DataLoader(stream, batch_sampler=rows, num_workers=config.speed.workers, pin_memory=cuda))
+    loader = iter(
+        DataLoader(
+            stream,
+            batch_sampler=rows,
+            num_workers=config.speed.workers,
+            pin_memory=cuda,
+            worker_init_fn=outlive_signals,
+        )
+    )
     while batches := list(islice(loader, config.batch // (micro * accelerator.num_processes))):
         yield [encode(batch, accelerator.device, vae) for batch in batches]
+
+
+def outlive_signals(worker: int):
+    """A stop that is sent to the whole process group is the trainer's to answer; its workers end with it."""
+    for number in (signal.SIGTERM, signal.SIGINT):
+        signal.signal(number, signal.SIG_IGN)
 
 
 def online_vae(config: Config) -> AutoencoderKL:

@@ -192,7 +192,7 @@ class BackgroundChange:
         if self.parser is None:
             return face_square(face, pixels.shape[1:])
         crop = align(pixels, [face])
-        mask = parse(crop.images, self.parser.to(pixels.device)).mask("head")
+        mask = parse(crop.images, self.parser).mask("head")
         return project_mask(F.max_pool2d(mask, 17, 1, 8), crop)[0, 0]
 
 

@@ -26,13 +26,14 @@ import hashlib
 import json
 import os
 from collections import Counter
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from inspect import getdoc
 from itertools import islice
 from typing import Any
 
 import torch
 import tyro
+from torch import Tensor
 from torch.utils.data import DataLoader
 from tqdm import tqdm
 
@@ -46,6 +47,7 @@ from .sources import Bad, Photos
 from .views import Views
 
 KINDS = {"aligned": (Aligned, AlignedMaker), "wild": (Wild, WildMaker), "synthetic": (Synthetic, SyntheticMaker)}
+NOT_FINITE = "its latents are not finite: --precision fp32 or bf16 reaches further than fp16"
 REASONS = 8  # kinds of reasons that the summary lists
 
 
@@ -128,7 +130,13 @@ def write_part(writer: Writer, number: int, items: Iterator[Any], maker: Maker, 
             made += maker(waiting)
             waiting = []
     made += maker(waiting) if waiting else []
+    bad += [Bad(about["name"], NOT_FINITE) for x, about in made if not finite(x)]
+    made = [(x, about) for x, about in made if finite(x)]
     writer.write(number, [x for x, _ in made], [about for _, about in made], [vars(b) for b in bad])
+
+
+def finite(sample: Mapping[str, Tensor]) -> bool:
+    return all(bool(x.isfinite().all()) for x in sample.values() if x.is_floating_point())
 
 
 def complete(writer: Writer, shards: int, maker: Maker) -> Prepared:
