@@ -152,7 +152,8 @@ def side_by_side(folds) -> FoldedAdapter:
 
 
 def stack_masks(masks: Sequence[Tensor | None]) -> Tensor | None:
-    """MASKs [frames, H, W] → [frames, people, H, W] at the largest one's size; a missing one is all ones."""
+    """MASKs [frames, H, W] or [H, W] → [frames, people, H, W] at the largest one's size; a missing one is all ones."""
+    masks = [m[None] if m is not None and m.ndim == 2 else m for m in masks]
     given = [m for m in masks if m is not None]
     if not given:
         return None

@@ -10,7 +10,7 @@ from comfy_api.v0_0_2 import io
 from ..wplus_core.align import PADDINGS, align, paste_back
 from ..wplus_core.errors import WPlusError
 from ..wplus_core.faces import ORDERS, given_faces, pick
-from .types import Crop, Crops, CropsIO, FaceToolsIO, LandmarksIO, to_bchw, to_image
+from .types import Crop, Crops, CropsIO, FaceToolsIO, LandmarksIO, to_bchw, to_image, watched
 
 log = logging.getLogger(__name__)
 
@@ -57,7 +57,7 @@ class AlignFace(io.ComfyNode):
         if face_tools is None and landmarks is None:
             raise WPlusError("W+ Find & Align Face needs face_tools (Load W+ Face Tools) or landmarks")
         found = []
-        for n, pixels in enumerate(to_bchw(photo)):
+        for n, pixels in enumerate(watched(to_bchw(photo))):
             try:
                 seen = given_faces(landmarks, n, order) if landmarks is not None else face_tools.finder(pixels, order)
                 chosen = seen if faces == "all" else [pick(seen, index)]
@@ -106,6 +106,7 @@ class PasteFace(io.ComfyNode):
             raise WPlusError(f"W+ Paste Face Back needs a picture per crop, got {len(face)} for {len(crops.faces)}")
         photos, faces = to_bchw(photo), to_bchw(face)
         if mask is not None:
+            mask = mask[None] if mask.ndim == 2 else mask
             if len(mask) not in (1, len(faces)):
                 raise WPlusError(f"W+ Paste Face Back needs one mask or one each, got {len(mask)} for {len(faces)}")
             mask = mask[:, None].float().expand(len(faces), -1, -1, -1)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import functools
 import logging
-from pathlib import Path
+from pathlib import Path, PurePath
 
 import folder_paths
 
@@ -36,31 +36,38 @@ def kind(path: str, mtime: float, size: int) -> str:
     """What a file is; "" and a line in the log, once, for one that cannot be read."""
     try:
         return kind_of(read(path, "meta"))
-    except FileError as error:
+    except (FileError, OSError) as error:
         log.warning("W+: not listed: %s", error)
         return ""
 
 
 def kind_at(path: Path) -> str:
-    stat = path.stat()
+    try:
+        stat = path.stat()
+    except (OSError, ValueError):  # it went since it was listed, or no file can have this name
+        return ""
     return kind(str(path), stat.st_mtime, stat.st_size)
 
 
 def model_files(*kinds: str) -> list[str]:
     """Names in the W+ model folders whose files are of these kinds."""
     names = [n for n in folder_paths.get_filename_list(KEY) if not n.endswith(".dat")]
-    return [n for n in names if kind_at(model_path(n)) in kinds]
+    paths = {n: folder_paths.get_full_path(KEY, n) for n in names}  # None for a link that leads nowhere
+    return [n for n, path in paths.items() if path is not None and kind_at(Path(path)) in kinds]
 
 
 @functools.lru_cache(maxsize=256)
 def has_generator(path: str, state: str) -> bool:
-    return bool(generator_state(read(path, "meta")))
+    try:
+        return bool(generator_state(read(path, "meta")))
+    except (FileError, OSError):
+        return False
 
 
 def generator_files() -> list[str]:
     """Names of the encoder files with a generator in them, of generators alone, and of the miniature's."""
-    names = [*model_files("encoder"), *model_files("generator")]
-    found = [n for n in names if has_generator(str(model_path(n)), fingerprint(model_path(n)))]
+    paths = {n: folder_paths.get_full_path(KEY, n) for n in [*model_files("encoder"), *model_files("generator")]}
+    found = [n for n, path in paths.items() if path is not None and has_generator(path, fingerprint(Path(path)))]
     return found + ([MINIATURE.name] if generator_path(MINIATURE.name).is_file() else [])
 
 
@@ -81,6 +88,21 @@ def identity_files() -> list[str]:
         files = [p for p in files_below(folder) if p.suffix in SUFFIXES - {".dat"}]
         names += [f"{p.relative_to(base).as_posix()} [{place}]" for p in files if kind_at(p) in ("identity", "bare")]
     return names
+
+
+def identity_file(name: str) -> Path | None:
+    """The file that `identity_files` has under this name, without a look at any other; None where it has none."""
+    place = next((p for p in ("output", "input") if name.endswith(f" [{p}]")), None)
+    inner = PurePath(name.removesuffix(f" [{place}]"))
+    if inner.anchor or not inner.parts or any(part.startswith(".") for part in inner.parts):  # with a dot: .. as well
+        return None
+    if place is None:
+        path = None if inner.parts[0] == DIRECTIONS else folder_paths.get_full_path(KEY, name)
+    elif inner.suffix not in SUFFIXES - {".dat"} or (place == "output" and inner.parts[0] != SAVED):
+        path = None
+    else:
+        path = Path(folder_paths.get_directory_by_type(place)) / inner
+    return Path(path) if path is not None and kind_at(Path(path)) in ("identity", "bare") else None
 
 
 def identity_path(name: str) -> Path:
@@ -131,7 +153,16 @@ def dlib_folders() -> list[Path]:
     return [p for p in dict.fromkeys(places) if p.is_dir()]
 
 
+def dlib_fingerprint() -> str:
+    """Changes when a .dat file comes, goes or changes, in folders that are made later too."""
+    found = [p for folder in dlib_folders() for p in files_below(folder) if p.suffix == ".dat"]
+    return " ".join(map(fingerprint, found))
+
+
 def fingerprint(path: Path) -> str:
-    """Changes when the file does."""
-    stat = path.stat()
+    """Changes when the file does, or goes."""
+    try:
+        stat = path.stat()
+    except OSError:
+        return f"{path}:gone"
     return f"{path}:{stat.st_mtime_ns}:{stat.st_size}"

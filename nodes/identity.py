@@ -3,35 +3,42 @@
 from __future__ import annotations
 
 import logging
+from dataclasses import replace
 from pathlib import Path
 
 import comfy.utils
 import folder_paths
 import torch
 from comfy_api.v0_0_2 import io, ui
+from torch import Tensor
 
 from ..wplus_core.background import WITHOUT_PARSER
 from ..wplus_core.checkpoints import load_identity, save_identity
 from ..wplus_core.encode import average, average_of, codes, thumbnail
 from ..wplus_core.errors import WPlusError
 from ..wplus_core.identity import Identity, described
+from ..wplus_core.mixing import codes_from
 from ..wplus_core.refine import RefineConfig, refine
 from . import folders
+from .edit import DirectionNode
 from .types import (
     CropsIO,
     EncoderIO,
     FaceToolsIO,
     IdentityIO,
+    LoadedEncoder,
     Placed,
     PlacedIO,
     interruptible,
     numbers,
     to_bchw,
     to_image,
+    watched,
 )
 
 log = logging.getLogger(__name__)
 
+CHUNK = 8  # faces that are encoded at once
 RESOLUTIONS = ["64", "128", "256", "512", "1024"]
 
 
@@ -82,23 +89,35 @@ class EncodeIdentity(io.ComfyNode):
         parser = face_tools.parser if face_tools is not None and remove_background else None
         if remove_background and parser is None:
             log.warning("W+ Encode Identity: %s", WITHOUT_PARSER)
-        network = encoder.encoder.load()
-        images = to_bchw(face).to(encoder.encoder.device)
-        w, seen, _ = codes(images, network, parser.load() if parser else None)
+        network, device = encoder.encoder.load(), encoder.encoder.device
+        regions = parser.load() if parser else None
+        parts = [codes(to_bchw(some).to(device), network, regions) for some in watched(face.split(CHUNK))]
+        w, seen = (torch.cat([part[i].cpu() for part in parts]) for i in (0, 1))
         provenance = {
             "source": "photo",
             "photos": [c.origin for c in crops.faces] if crops is not None else [],
             "encoder": {"file": encoder.name, "sha256": encoder.sha256},
             "background_removed": parser is not None,
         }
-        identity = Identity(w.cpu(), name, provenance, thumbnail(images[0]), average_of(network))
+        identity = Identity(w, name, provenance, thumbnail(to_bchw(face[:1])[0]), average_of(network))
         if refine_steps:
-            generator, config = encoder.load_generator(), RefineConfig(steps=refine_steps)
-            bar = interruptible(comfy.utils.ProgressBar(refine_steps))
-            identity = refine(identity, seen, generator, identity.average, config=config, progress=bar)
+            identity = refined(identity, seen, encoder, refine_steps)
         if faces_are == "one person" and len(identity) > 1:
             identity = average([identity])
         return io.NodeOutput(identity, to_image(seen))
+
+
+def refined(identity: Identity, seen: Tensor, encoder: LoadedEncoder, steps: int) -> Identity:
+    """Each code by itself, since a batch in one graph takes gigabytes. The losses of several codes are a list each."""
+    generator, config, count = encoder.load_generator(), RefineConfig(steps=steps), len(identity)
+    bar, done = comfy.utils.ProgressBar(steps * count), []
+    for n in range(count):
+        one, progress = codes_from(identity, n), interruptible(bar, n * steps)
+        done.append(refine(one, seen[n, None], generator, one.average, config=config, progress=progress))
+    records = [one.provenance["refine"] for one in done]
+    record = records[0] if count == 1 else records[0] | {"losses": [r["losses"] for r in records]}
+    w = torch.cat([one.w for one in done])
+    return replace(identity, w=w, provenance=identity.provenance | {"refine": record})
 
 
 class DecodeIdentity(io.ComfyNode):
@@ -133,7 +152,7 @@ class DecodeIdentity(io.ComfyNode):
         weight = next(generator.parameters())
         rng = torch.Generator().manual_seed(seed)
         pictures = [
-            generator(w.to(weight), noise, int(resolution), rng).float().cpu() for w in identity.w.split(4)
+            generator(w.to(weight), noise, int(resolution), rng).float().cpu() for w in watched(identity.w.split(4))
         ]
         return io.NodeOutput(to_image(torch.cat(pictures) / 2 + 0.5))
 
@@ -238,7 +257,7 @@ class PlaceIdentity(io.ComfyNode):
         return io.NodeOutput(Placed(identity, weight, mask, tuple(by_frame)))
 
 
-class IdentityInfo(io.ComfyNode):
+class IdentityInfo(DirectionNode):  # whose spread it reads
     @classmethod
     def define_schema(cls):
         return io.Schema(

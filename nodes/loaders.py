@@ -95,7 +95,8 @@ class LoadFaceTools(io.ComfyNode):
 
     @classmethod
     def fingerprint_inputs(cls, parser_name):
-        return "" if parser_name == NO_PARSER else folders.fingerprint(folders.model_path(parser_name))
+        parser = "" if parser_name == NO_PARSER else folders.fingerprint(folders.model_path(parser_name))
+        return f"{parser} {folders.dlib_fingerprint()}"
 
     @classmethod
     def execute(cls, parser_name) -> io.NodeOutput:

@@ -14,6 +14,7 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any
+from uuid import uuid4
 
 import torch
 from comfy.ldm.modules.attention import SpatialTransformer, optimized_attention
@@ -75,6 +76,7 @@ class WPlusPatch:
     sites: tuple[Site, ...]
     _on_device: dict = field(default_factory=dict, repr=False)
     _rows: dict = field(default_factory=dict, repr=False)
+    _masks: dict = field(default_factory=dict, repr=False)
     _sigmas: dict = field(default_factory=dict, repr=False)
     _replacements: dict = field(default_factory=dict, repr=False)
 
@@ -98,8 +100,8 @@ class WPlusPatch:
         try:
             return executor(guider, sigmas, extra_args, callback, noise, *args, **kwargs)
         finally:
-            self._rows.clear()
-            self._on_device.clear()
+            for kept in (self._rows, self._masks, self._on_device):
+                kept.clear()
 
     def call(self, model, x: Tensor, t: Tensor, options: dict) -> Call:
         """The rows of this model call, as tensors on its device."""
@@ -148,8 +150,10 @@ class WPlusPatch:
     def mask_rows(self, conds: Conds | None, uuids: list, latents: list[int], x: Tensor) -> Tensor:
         """[B, I, h, w]: the masks at the latent's size, cut to each conditioning's area."""
         full = conds.latent_size if conds else tuple(x.shape[-2:])
-        masks = self.masks.to(x.device, non_blocking=True)
-        masks = torch.nn.functional.interpolate(masks, full, mode="area")
+        key = full, x.device
+        if key not in self._masks:
+            self._masks[key] = torch.nn.functional.interpolate(self.masks, full, mode="area").to(x.device)
+        masks = self._masks[key]
         masks = masks[[i % len(masks) for i in latents]]
         areas = [conds.areas.get(uuid) if conds else None for uuid in uuids]
         return torch.cat([cut(masks, area, tuple(x.shape[-2:])) for area in areas])
@@ -176,10 +180,16 @@ def replacement(previous: Callable | None, layer: int, position: int) -> Callabl
 
 
 def conds_of(guider, noise: Tensor) -> Conds:
-    """cond_or_uncond cannot tell: 0 is the negative in SAG's second pass and in guiders of three conditionings."""
-    negative, areas = set(), {}
+    """cond_or_uncond cannot tell: 0 is the negative in SAG's second pass and in guiders of three conditionings.
+
+    ComfyUI gives every area a copy of itself in the other lists, uuid and all; the copies get one of their own.
+    """
+    known, negative, areas = set(), set(), {}
     for name, conds in getattr(guider, "conds", {}).items():
         for cond in conds or ():
+            if cond["uuid"] in known:
+                cond["uuid"] = uuid4()
+            known.add(cond["uuid"])
             if "negative" in name:
                 negative.add(cond["uuid"])
             if cond.get("area") is not None:

@@ -174,9 +174,9 @@ class Previews:
             return identity_of(wish.identity).w
         if wish.identity_name is None:
             return self.average[None]
-        if wish.identity_name not in folders.identity_files():
+        if (path := folders.identity_file(wish.identity_name)) is None:
             raise Refused(404, f"no identity file {wish.identity_name!r}")
-        return load_identity(folders.identity_path(wish.identity_name)).w[:1]
+        return load_identity(path).w[:1]
 
     def picture(self, wish: Wish, unwanted: Unwanted) -> tuple[bytes, float]:
         """A JPEG, and the share of the edits that was kept as plausible."""

@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import math
 import re
-from collections.abc import Callable
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import TypeVar
 
 import comfy.model_management
 import comfy.model_patcher
+import comfy.utils
 import torch
 from comfy_api.v0_0_2 import io
 from torch import Tensor, nn
@@ -28,6 +30,9 @@ IdentityIO = io.Custom("WPLUS_IDENTITY")
 DirectionIO = io.Custom("WPLUS_DIRECTION")
 PlacedIO = io.Custom("WPLUS_PLACED_IDENTITY")
 LandmarksIO = io.Custom("FACE_LANDMARKS")  # of ComfyUI's own MediaPipe nodes
+
+
+T = TypeVar("T")
 
 
 class Managed:
@@ -177,12 +182,21 @@ def numbers(name: str, text: str) -> list[float]:
     return found
 
 
-def interruptible(bar) -> Callable[[int, int, float], bool]:
-    """A progress callback that moves ComfyUI's bar and lets the user interrupt."""
+def interruptible(bar, before: int = 0) -> Callable[[int, int, float], bool]:
+    """A progress callback that moves ComfyUI's bar and lets the user interrupt. before: where the bar starts."""
 
     def progress(step: int, steps: int, loss: float) -> bool:
         comfy.model_management.throw_exception_if_processing_interrupted()
-        bar.update_absolute(step, steps)
+        bar.update_absolute(before + step)
         return True
 
     return progress
+
+
+def watched(items: Sequence[T]) -> Iterator[T]:
+    """The items in turn; ComfyUI's bar moves with them, and the user can interrupt before each."""
+    bar = comfy.utils.ProgressBar(len(items))
+    for n, item in enumerate(items):
+        comfy.model_management.throw_exception_if_processing_interrupted()
+        yield item
+        bar.update_absolute(n + 1)

@@ -8,6 +8,8 @@ import { Preview, serverCatalogue } from "./preview.js";
 const PRESETS = "wplus_presets"; // in node.properties: {name: text of edits}
 const STEP = 0.05;
 const LOADERS = ["WPlusLoadEncoder", "WPlusLoadMiniature"]; // of a generator; the second has no file to choose
+const MINIATURE = "miniature"; // its generator's name; of use with its codes alone
+const NO_GENERATOR = "No picture: put an encoder file with a generator (e4e_ffhq_encode.pt) into models/wplus, then press R";
 const DRAWN = "drawn"; // the group of the miniature's directions, of use with its codes alone
 
 const sheet = document.createElement("link");
@@ -324,13 +326,22 @@ export class Panel {
     return app.graph.nodes?.find((node) => LOADERS.includes(node.comfyClass));
   }
 
+  /** The loader's, else the first file's; the miniature's only where it is loaded, or where there is nothing else. */
+  generator() {
+    const loader = this.loader();
+    if (loader?.comfyClass === LOADERS[1]) return MINIATURE;
+    const files = this.catalogue.generators.filter((name) => name !== MINIATURE);
+    const chosen = loader?.widgets?.[0]?.value;
+    if (files.length) return files.includes(chosen) ? chosen : files[0];
+    return loader || this.groups.some((group) => !group.drawn) ? null : MINIATURE;
+  }
+
   look() {
     if (!this.catalogue.generators.length || !this.node.graph) return;
     const [who, label] = this.face();
     const { text, unknown } = this.catalogue.known(this.text.value ?? "");
-    const loader = this.loader();
-    const encoder = loader?.widgets?.[0]?.value ?? (loader && "miniature");
-    const generator = this.catalogue.generators.includes(encoder) ? encoder : this.catalogue.generators[0];
+    const generator = this.generator();
+    if (!generator) return this.blank(NO_GENERATOR);
     const keep_plausible = Boolean(this.node.widgets.find((w) => w.name === "keep_plausible")?.value);
     const edits = this.comparing ? "" : text;
     if (this.node.inputs?.some((input) => input.name.startsWith("direction") && input.link != null)) {
@@ -357,6 +368,14 @@ export class Panel {
     if (kept < 1) notes.push(`Held back to ${Math.round(100 * kept)} % to stay plausible.`);
     if (unknown.length) notes.push(`Not in this picture: ${unknown.join(", ")}.`);
     this.say(notes.join(" "));
+  }
+
+  /** No picture, and why. */
+  blank(message) {
+    this.preview.stop();
+    this.picture.hidden = true;
+    this.whose.textContent = "";
+    this.say(message, true);
   }
 
   say(message, isError = false) {

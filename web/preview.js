@@ -31,7 +31,7 @@ export class Preview {
   }
 
   stop() {
-    this.wish = null;
+    this.asked = this.wish = null;
     this.refining?.abort();
   }
 

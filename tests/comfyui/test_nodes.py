@@ -191,6 +191,22 @@ def test_an_unreadable_file_is_in_no_list_and_in_the_log_once(client, server):
     assert any("this is a web page" in line for line in said)
 
 
+def test_a_link_that_leads_nowhere_takes_no_node_down(client, server):
+    places = [server.base / place for place in ("models/wplus", "models/wplus/directions", "output/wplus", "input")]
+    links = [place / "gone.safetensors" for place in places]
+    for link in links:
+        link.parent.mkdir(parents=True, exist_ok=True)
+        link.symlink_to("nowhere")
+    try:
+        assert list(our_nodes(client)) == list(json.loads(SNAPSHOT.read_text()))
+        assert "gone.safetensors" not in json.dumps(client.object_info())
+        with urllib.request.urlopen(f"{server.url}/wplus/directions") as response:
+            assert json.load(response)["generators"] == ["untrained_encoder.pt", "miniature"]
+    finally:
+        for link in links:
+            link.unlink()
+
+
 def test_files_are_told_by_content_and_a_new_one_is_listed_at_once(client, server, stand_ins):
     def options(node, name):
         return client.object_info(node)[node]["input"]["required"][name][1]["options"]

@@ -2,6 +2,7 @@
 
 import json
 import shutil
+import urllib.request
 
 import pytest
 import torch
@@ -260,6 +261,35 @@ def test_without_the_miniature_its_sliders_are_not_in_the_way(panel):
     expect(slider(panel, "pose")).to_have_count(1)
 
 
+def test_the_miniatures_generator_is_not_taken_for_ones_own_directions(panel, server):
+    with urllib.request.urlopen(f"{server.url}/wplus/directions") as response:
+        known = json.load(response)
+    drawn = [d for d in known["directions"] if d["group"] == "drawn"]
+    picture = panel.page.locator(".wplus-picture")
+
+    def refresh(**changes):
+        panel.page.unroute("**/wplus/directions")
+        panel.page.route("**/wplus/directions", lambda route: route.fulfill(json=known | changes))
+        panel.page.evaluate("app.extensions.find(e => e.name === 'WPlus.EditStack').refreshComboInNodes()")
+
+    try:
+        refresh(generators=["miniature"])
+        expect(message(panel)).to_contain_text("put an encoder file with a generator")
+        expect(picture).to_be_hidden()
+        refresh(generators=["miniature"], directions=drawn)  # nothing else is there
+        expect(picture).to_be_visible()
+        expect(message(panel)).to_have_text("")
+        refresh(generators=["miniature"])
+        expect(picture).to_be_hidden()
+        panel.page.evaluate("() => app.graph.add(LiteGraph.createNode('WPlusLoadMiniature'))")
+        type_text(panel, "drawn/age=1")
+        painted_by_the_miniature = "image => !image.hidden && image.naturalWidth === 64"
+        panel.page.wait_for_function(f"({painted_by_the_miniature})(document.querySelector('.wplus-picture'))")
+    finally:
+        panel.page.unroute("**/wplus/directions")
+        panel.page.evaluate("app.extensions.find(e => e.name === 'WPlus.EditStack').refreshComboInNodes()")
+
+
 def test_the_identity_file_before_it_is_whose_face_it_is(panel, server):
     for seed, name in enumerate(("ann", "bob")):
         w = torch.randn(1, 18, 512, generator=torch.Generator().manual_seed(seed))
@@ -271,10 +301,13 @@ def test_the_identity_file_before_it_is_whose_face_it_is(panel, server):
         file.connect(0, stack, 0);
     }""")
     for name in ("ann", "bob"):
-        panel.page.evaluate("""(name) => {
+        panel.page.evaluate(
+            """(name) => {
             file.widgets[0].value = name;
             file.widgets[0].callback?.(name);
-        }""", f"{name}.safetensors [input]")
+        }""",
+            f"{name}.safetensors [input]",
+        )
         expect(panel.page.locator(".wplus-whose")).to_have_text(f"{name}.safetensors [input]")
         painted(panel, "")
         shown.append(pixels(panel))
@@ -356,9 +389,7 @@ def test_the_panel_reads_a_text_as_the_server_does(frontend, stand_ins, words):
 
 
 def test_names_are_found_as_the_server_finds_them(frontend, server):
-    catalogue = frontend.page.evaluate(
-        "async () => (await (await fetch('/wplus/directions')).json())"
-    )
+    catalogue = frontend.page.evaluate("async () => (await (await fetch('/wplus/directions')).json())")
     doubled = json.loads(json.dumps(catalogue))
     doubled["directions"] = [
         {**doubled["directions"][0], "name": f"{group}/smile", "group": group, "label": "smile"}

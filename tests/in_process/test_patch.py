@@ -97,10 +97,10 @@ def test_weight_zero_is_the_plain_model_bit_for_bit(model, adapter, plain):
 
 
 def test_nothing_stays_on_the_device_between_runs(model, adapter):
-    patched = apply(model, adapter, ANNA)
+    patched = apply(model, adapter, Placed(ANNA, 1.0, torch.ones(1, 64, 64)))
     sample(patched)
     (patch,) = patched.wrappers["apply_model"]["wplus"]
-    assert not patch._rows and not patch._on_device
+    assert not patch._rows and not patch._masks and not patch._on_device
 
 
 def test_the_input_model_never_changes(model, adapter, plain):
@@ -186,6 +186,17 @@ def test_combined_prompts_and_areas(model, adapter):
     only_left = [[left[0][0], {**left[0][1]}]]
     masked = sample(apply(model, adapter, Placed(ANNA, 1.0, mask), negative="none"), positive=only_left, cfg=1.0)
     assert relative(masked, sample(model, positive=only_left, cfg=1.0)) < 1e-6
+
+
+@pytest.mark.parametrize("negative", ["zeros", "none"])
+@pytest.mark.parametrize("side", ["positive", "negative"])
+def test_a_prompt_for_an_area_keeps_its_person(model, adapter, negative, side):
+    """Over the whole picture it is the prompt without an area; ComfyUI gives the other side a copy of it."""
+    area = {"area": (8, 8, 0, 0), "strength": 1.0, "set_area_to_bounds": False}
+    prompts = {side: [[{"positive": POSITIVE, "negative": NEGATIVE}[side][0][0], area]]}
+    patched = apply(model, adapter, ANNA, negative=negative)
+    assert relative(sample(patched, **prompts), sample(patched)) < 1e-4
+    assert relative(sample(patched), sample(model)) > 0.05
 
 
 def test_two_people_with_masks(model, adapter):
@@ -480,3 +491,4 @@ def test_masks_are_stacked_at_the_largest_size():
     assert masks.shape == (3, 3, 8, 8)
     assert masks[:, :2].eq(1).all() and masks[:, 2].eq(0).all()
     assert stack_masks([None, None]) is None
+    assert stack_masks([torch.zeros(8, 8), None]).shape == (1, 2, 8, 8)
