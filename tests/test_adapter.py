@@ -60,6 +60,20 @@ def test_folded_in_the_hidden_states_dtype(adapter, dtype, bound):
     assert relative(folded, expected) < bound
 
 
+def test_the_folded_forms_gradients_are_the_reference_forms(adapter):
+    """Of all weights, the code and what comes before, with a scale for each row."""
+    adapter.requires_grad_(True)
+    h, w = torch.randn(3, 50, 32, requires_grad=True), torch.randn(3, 4, 8, requires_grad=True)
+    scale, goal = torch.tensor([1.0, 0.5, 0.0])[:, None, None], torch.randn(3, 50, 32)
+    layer = adapter.layers[1]
+    wanted = [h, w, layer.to_q.weight, layer.to_k.weight, layer.to_v.weight, *adapter.mapping.parameters()]
+    tokens = adapter.mapping(w)
+    forms = adapter.residual(tokens, scale), adapter.fold_tokens(tokens).scaled([scale, scale])
+    reference, folded = (torch.autograd.grad((f.add(h, 1) * goal).sum(), wanted, retain_graph=True) for f in forms)
+    for x, y in zip(folded, reference, strict=True):
+        assert y.norm() > 0 and relative(x, y) < 1e-5
+
+
 def test_weights_in_half_precision_are_folded_in_float32(adapter):
     w = torch.randn(1, 4, 8)
     folded = adapter.half().fold(w)

@@ -2,6 +2,7 @@
 
 import shutil
 import sys
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -158,6 +159,13 @@ def test_models_are_told_apart_by_content(monkeypatch, tmp_path):
     shutil.copy(packaged["mmod_human_face_detector.dat"], tmp_path / "deep" / "x.dat")
     (tmp_path / "deep" / "er" / "y.dat").symlink_to(packaged["shape_predictor_68_face_landmarks.dat"])
     assert find_models([tmp_path]) == (tmp_path / "deep" / "er" / "y.dat", tmp_path / "deep" / "x.dat")
+
+
+@pytest.mark.skipif(not Path("/proc/self/mem").exists(), reason="needs a file that even root cannot read")
+def test_a_model_that_cannot_be_read_is_left_out_with_a_warning(tmp_path, monkeypatch, caplog):
+    monkeypatch.setattr(module, "_packaged_models", lambda: [])
+    (tmp_path / "locked.dat").symlink_to("/proc/self/mem")
+    assert find_models([tmp_path]) == (None, None) and "locked.dat: cannot be read" in caplog.text
 
 
 def points_68() -> np.ndarray:

@@ -74,7 +74,8 @@ def load_generator(path: str | Path) -> Generator:
 
 def load_average(path: str | Path) -> Tensor | None:
     """The average w, [w_dim] or [L, w_dim], that an encoder or generator file carries, or None."""
-    return part(read(path).tensors, "latent_avg").get("")
+    average = part(read(path).tensors, "latent_avg").get("")
+    return None if average is None else average.clone()  # what is mapped changes with the file
 
 
 def load_parser(path: str | Path) -> FaceParser:

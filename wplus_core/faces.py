@@ -15,7 +15,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from .errors import FileError, WPlusError
-from .files import AGAIN, files_below
+from .files import AGAIN, files_below, unreadable
 from .photos import Photo, check_pixels, to_uint8
 
 log = logging.getLogger(__name__)
@@ -169,12 +169,19 @@ class FaceFinder:
 
 
 def find_models(folders: Iterable[str | Path]) -> tuple[Path | None, Path | None]:
-    """The 68-point predictor and the MMOD detector in these folders or in face_recognition_models, by their content."""
+    """The 68-point predictor and the MMOD detector in these folders or in face_recognition_models, by their content.
+
+    A file that cannot be read is left out with a warning.
+    """
     predictor = mmod = None
     for folder in [*map(Path, folders), *_packaged_models()]:
         for path in (p for p in files_below(folder) if p.suffix == ".dat"):
-            with open(path, "rb") as f:
-                head = f.read(len(MMOD))
+            try:
+                with open(path, "rb") as f:
+                    head = f.read(len(MMOD))
+            except OSError as error:
+                log.warning("%s", unreadable(path, error))
+                continue
             predictor = predictor or (path if head.startswith(PREDICTOR_68) else None)
             mmod = mmod or (path if head == MMOD else None)
     return predictor, mmod
