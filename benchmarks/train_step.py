@@ -236,7 +236,7 @@ def main():
     parser.add_argument("--batch", type=int, default=8)
     parser.add_argument("--pixels", type=int, help="256, or 512 with --full")
     parser.add_argument("--rounds", type=int, default=16)
-    parser.add_argument("--compile", action=argparse.BooleanOptionalAction, default=True, help="our UNet; default: yes")
+    parser.add_argument("--compile", action=argparse.BooleanOptionalAction, default=True, help="ours; the default")
     parser.add_argument("--peak", nargs=2, metavar=("WAY", "STAGE"), help=argparse.SUPPRESS)
     args = parser.parse_args()
     logging.disable_progress_bar()

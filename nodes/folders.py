@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import functools
 import logging
+from collections.abc import Iterable
 from pathlib import Path, PurePath
 
 import folder_paths
@@ -36,7 +37,7 @@ def kind(path: str, mtime: float, size: int) -> str:
     """What a file is; "" and a line in the log, once, for one that cannot be read."""
     try:
         return kind_of(read(path, "meta"))
-    except (FileError, OSError) as error:
+    except FileError as error:
         log.warning("W+: not listed: %s", error)
         return ""
 
@@ -52,22 +53,27 @@ def kind_at(path: Path) -> str:
 def model_files(*kinds: str) -> list[str]:
     """Names in the W+ model folders whose files are of these kinds."""
     names = [n for n in folder_paths.get_filename_list(KEY) if not n.endswith(".dat")]
-    paths = {n: folder_paths.get_full_path(KEY, n) for n in names}  # None for a link that leads nowhere
-    return [n for n, path in paths.items() if path is not None and kind_at(Path(path)) in kinds]
+    return [n for n, path in present(names).items() if kind_at(path) in kinds]
+
+
+def present(names: Iterable[str]) -> dict[str, Path]:
+    """The W+ model files of these names; a link that leads nowhere has none."""
+    paths = {n: folder_paths.get_full_path(KEY, n) for n in names}
+    return {n: Path(path) for n, path in paths.items() if path is not None}
 
 
 @functools.lru_cache(maxsize=256)
 def has_generator(path: str, state: str) -> bool:
     try:
         return bool(generator_state(read(path, "meta")))
-    except (FileError, OSError):
+    except FileError:
         return False
 
 
 def generator_files() -> list[str]:
     """Names of the encoder files with a generator in them, of generators alone, and of the miniature's."""
-    paths = {n: folder_paths.get_full_path(KEY, n) for n in [*model_files("encoder"), *model_files("generator")]}
-    found = [n for n, path in paths.items() if path is not None and has_generator(path, fingerprint(Path(path)))]
+    paths = present([*model_files("encoder"), *model_files("generator")])
+    found = [n for n, path in paths.items() if has_generator(str(path), fingerprint(path))]
     return found + ([MINIATURE.name] if generator_path(MINIATURE.name).is_file() else [])
 
 

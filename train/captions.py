@@ -48,8 +48,8 @@ class Table:
 
 
 def ends(path: Path) -> list[str]:
-    """The path as a whole, and without more and more of its first parts."""
-    return [path.as_posix(), *("/".join(path.parts[n:]) for n in range(len(path.parts)))]
+    """A whole path, and what is left of it without more and more of its first parts."""
+    return [path.as_posix(), *("/".join(path.parts[n:]) for n in range(1, len(path.parts)))]
 
 
 def first_of(lines: Iterable[str]) -> str:

@@ -47,7 +47,7 @@ from .sources import Bad, Photos
 from .views import Views
 
 KINDS = {"aligned": (Aligned, AlignedMaker), "wild": (Wild, WildMaker), "synthetic": (Synthetic, SyntheticMaker)}
-NOT_FINITE = "its latents are not finite: --precision fp32 or bf16 reaches further than fp16"
+NOT_FINITE = "not finite: fp16 overflows; prepare into another folder with --precision fp32 or bf16"
 REASONS = 8  # kinds of reasons that the summary lists
 
 
