@@ -6,6 +6,7 @@ import os
 import shutil
 import signal
 import socket
+import time
 from collections.abc import Callable
 from pathlib import Path
 
@@ -112,6 +113,11 @@ def half_deleted(path, *args):
     die()
 
 
+def stop_group(*args):
+    os.killpg(0, signal.SIGTERM)
+    time.sleep(2)  # in which a worker that dies of it is noticed
+
+
 DEATHS = {
     "in a step": lambda n: at_call(loop, "step", n, lambda *args: die()),
     "between two files of a checkpoint": lambda n: at_call(loop, "save_adapter", n, lambda *args: die(), after=True),
@@ -123,7 +129,8 @@ DEATHS = {
     "in validation": lambda n: at_call(validation, "decode", n, lambda *args: die()),
     "its group told to stop": lambda n: (
         os.setsid(),
-        at_call(loop, "step", n, lambda *args: os.killpg(0, signal.SIGTERM)),
+        multiprocessing.set_start_method("fork", force=True),  # the fork server's workers would be in its group
+        at_call(loop, "step", n, stop_group),
     ),
     "told to stop": lambda n: at_call(loop, "step", n, lambda *args: os.kill(os.getpid(), signal.SIGTERM)),
 }
