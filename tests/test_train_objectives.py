@@ -128,3 +128,21 @@ def test_min_snr_weighs_rows_by_their_noise(model, batch):
         torch.testing.assert_close(Objective(min_snr=5.0)(model, batch)["rec"], expected)
         torch.testing.assert_close(Objective(min_snr=1e9)(model, batch)["rec"], Objective()(model, batch)["rec"])
     assert expected < 0.8 * rows.mean()
+
+
+def test_the_face_counts_more_in_the_reconstruction(model, batch):
+    with torch.no_grad():
+        eps = model(add_noise(batch.z0, batch.noise, batch.t), batch.t, batch.c, batch.w)
+        error = (eps - batch.noise).square().mean(1)
+        inside = torch.zeros_like(error)
+        inside[:, 4:10, 5:11] = 1  # the mask at the latent's size
+        expected = (error * (1 + 3 * inside)).mean() / (1 + 3 * inside).mean()
+        torch.testing.assert_close(Objective(face=3.0)(model, batch)["rec"], expected)
+        assert (expected - error.mean()).abs() > 1e-4
+        everywhere = batch._replace(face=torch.ones_like(batch.face))
+        torch.testing.assert_close(Objective(face=3.0)(model, everywhere)["rec"], error.mean())
+
+
+@pytest.mark.parametrize("objective", [Objective(disen=1.5), Objective(face=3.0), Objective(reg=1.0)])
+def test_masks_are_needed_where_they_are_used(objective):
+    assert objective.needs_face == (not objective.reg)

@@ -254,7 +254,7 @@ def open_stream(config: Config) -> Stream:
     sources = [Prepared(folder) for folder in config.data]
     directions = load_directions(config.directions) if config.directions else ()
     stream = Stream(sources, config.seed, config.batch, config.shares, config.dropout, config.augment, directions)
-    stream.check(face=bool(config.objective.disen))
+    stream.check(face=config.objective.needs_face)
     return stream
 
 

@@ -40,12 +40,19 @@ class Objective:
     """L = L_rec + disen * L_disen + reg * L_reg; with both weights 0 it is stage I's loss, in one pass.
 
     disen: lambda_1, 1.5 in the paper. reg: lambda_2, 1.0 in the paper. min_snr: gamma of min-SNR weighting of L_rec
-    (Hang et al., ICCV 2023; 5 is usual), 0 for none as in the paper.
+    (Hang et al., ICCV 2023; 5 is usual), 0 for none as in the paper. face: how much more the face counts in L_rec than
+    what is around it (a masked loss, which leaves L_rec's scale as it is), 0 for no more as in the paper.
     """
 
     disen: float = 0.0
     reg: float = 0.0
     min_snr: float = 0.0
+    face: float = 0.0
+
+    @property
+    def needs_face(self) -> bool:
+        """Whether the samples must have a mask of the face."""
+        return bool(self.disen or self.face)
 
     @property
     def names(self) -> tuple[str, ...]:
@@ -57,13 +64,14 @@ class Objective:
         zt = add_noise(batch.z0, batch.noise, batch.t)
         targets = without_gradient(model, zt, batch, bool(self.disen), bool(self.reg))
         eps = model(zt, batch.t, batch.c, batch.w)
-        losses = {"rec": reconstruction(eps, batch.noise, batch.t, self.min_snr)}
+        weights = 1 + self.face * at_size(batch.face, eps) if self.face else None
+        losses = {"rec": reconstruction(eps, batch.noise, batch.t, self.min_snr, weights)}
         if self.disen:
             losses["disen"] = disentanglement(eps, targets["disen"], batch.face)
         if self.reg:
             losses["reg"] = F.mse_loss(eps, targets["reg"])
-        weights = {"rec": 1.0, "disen": self.disen, "reg": self.reg}
-        return losses | {"total": sum(weights[k] * x for k, x in losses.items())}
+        total = sum({"rec": 1.0, "disen": self.disen, "reg": self.reg}[k] * x for k, x in losses.items())
+        return losses | {"total": total}
 
 
 @torch.no_grad()
@@ -80,18 +88,31 @@ def without_gradient(model: Model, zt: Tensor, batch: Batch, disen: bool, reg: b
     return dict(zip(passes, model(zt, t, c, w, scale).chunk(n), strict=True))
 
 
-def reconstruction(eps: Tensor, noise: Tensor, t: Tensor, min_snr: float = 0.0) -> Tensor:
-    """|| noise - eps ||^2; with min-SNR each row's weight is min(SNR, gamma) / SNR (eps-prediction)."""
-    if not min_snr:
-        return F.mse_loss(eps, noise)
-    ratio = snr(t)
-    return ((eps - noise).square().flatten(1).mean(1) * ratio.clamp(max=min_snr) / ratio).mean()
+def reconstruction(
+    eps: Tensor, noise: Tensor, t: Tensor, min_snr: float = 0.0, weights: Tensor | None = None
+) -> Tensor:
+    """|| noise - eps ||^2; with min-SNR each row's weight is min(SNR, gamma) / SNR (eps-prediction).
+
+    weights: [B, 1, h, w], how much each place counts; only their ratios within a row matter.
+    """
+    error = (eps - noise).square()
+    if weights is not None:
+        error = error * (weights / weights.mean((1, 2, 3), keepdim=True))
+    if min_snr:
+        ratio = snr(t)
+        error = error * (ratio.clamp(max=min_snr) / ratio)[:, None, None, None]
+    return error.mean()
 
 
 def disentanglement(eps: Tensor, eps_hat: Tensor, face: Tensor) -> Tensor:
     """|| m eps - m eps_hat ||^2 with m = 1 outside the face, resized to the latent by area."""
-    m = 1 - F.interpolate(face.float(), eps.shape[-2:], mode="area")
+    m = 1 - at_size(face, eps)
     return F.mse_loss(m * eps, m * eps_hat)
+
+
+def at_size(face: Tensor, eps: Tensor) -> Tensor:
+    """Masks [B, 1, h', w'] at the size of the latents [B, 4, h, w], by area: [B, 1, h, w]."""
+    return F.interpolate(face.float(), eps.shape[-2:], mode="area")
 
 
 def add_noise(z0: Tensor, noise: Tensor, t: Tensor) -> Tensor:

@@ -155,7 +155,7 @@ def held_out_stream(config: Config, stream: Stream) -> Stream:
     v, nothing = config.validate, Dropout(0.0, 0.0, 0.0)
     sources = [Prepared(folder) for folder in v.data]
     held_out = Stream(sources, v.seed, config.batch, (), nothing, config.augment, stream.directions)
-    held_out.check(face=bool(config.objective.disen))
+    held_out.check(face=config.objective.needs_face)
     layers, expected = sources[0].index.w_layers, stream.sources[0].index.w_layers
     if layers != expected:
         raise FileError(v.data[0], f"has codes of {layers} layers, the training data {expected}", "Choose other data")
