@@ -14,7 +14,7 @@ from ..wplus_core.finding import find_direction, pca, sefa
 from ..wplus_core.mixing import title
 from . import folders
 from .edit import DirectionNode, direction_input
-from .types import DirectionIO, EncoderIO, IdentityIO
+from .types import DirectionIO, EncoderIO, IdentityIO, watched
 
 LAYERS = "all, coarse, middle, fine, or numbers such as 0-7."
 
@@ -101,7 +101,7 @@ class FindDirection(io.ComfyNode):
 
     @classmethod
     def execute(cls, positive, negative, name, method, layers, per_layer) -> io.NodeOutput:
-        found = find_direction(positive.w, negative.w, callable_name(name), method, some(layers), per_layer)
+        found = find_direction(positive.w, negative.w, callable_name(name), method, some(layers), per_layer, watched)
         return io.NodeOutput(found.direction, str(found))
 
 

@@ -108,6 +108,11 @@ def test_codes_that_are_not_numbers_are_an_error():
         codes(torch.rand(1, 3, 64, 64), encoder)
 
 
+def test_a_picture_that_is_not_square_is_not_an_aligned_face():
+    with pytest.raises(WPlusError, match="square, got 48 x 64; align"):
+        codes(torch.rand(1, 3, 64, 48), small_encoder())
+
+
 def test_without_a_parser_a_note(photo, caplog):
     (e,) = encode([crop_face(photo, FACE, Choice())], small_encoder())
     assert WITHOUT_PARSER in caplog.text

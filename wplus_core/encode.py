@@ -126,6 +126,9 @@ def average_of(encoder: Encoder) -> Tensor:
 @torch.no_grad()
 def codes(images: Tensor, encoder: Encoder, parser: FaceParser | None = None) -> tuple[Tensor, Tensor, Regions | None]:
     """Aligned faces [B, 3, S, S] in 0..1 → codes [B, L, 512] float32, what the encoder saw [B, 3, s, s], regions."""
+    height, width = images.shape[-2:]
+    if height != width:
+        raise WPlusError(f"expected aligned faces, which are square, got {width} x {height}; align the photo first")
     weight = next(encoder.parameters())
     seen, regions = remove_background(images, parser, encoder.config.image_size)
     w = encoder((seen * 2 - 1).to(weight)).float().to(images.device)

@@ -7,9 +7,10 @@ from __future__ import annotations
 
 import csv
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from statistics import fmean
 from typing import Literal
 
 import torch
@@ -28,6 +29,7 @@ from .stylegan2 import Generator
 FOLDS = 5
 STRENGTHS = (-3.0, -2.0, -1.0, 0.0, 1.0, 2.0, 3.0)
 Method = Literal["svm", "logistic"]
+Watch = Callable[[Sequence], Iterable]  # passes on the items of a long loop, to show how far it is or to end it
 
 
 @dataclass(frozen=True)
@@ -50,6 +52,7 @@ def find_direction(
     method: Method = "svm",
     layers: Layers | None = None,
     per_layer: bool = False,
+    watch: Watch = iter,
 ) -> Found:
     """The normal of a linear boundary from codes without an attribute to codes with it, both [N, L, 512].
 
@@ -57,7 +60,7 @@ def find_direction(
     per_layer=True to all layers side by side, with a row each, which needs more codes. At least 5 codes a side. How
     strongly the fit is regularised is chosen by cross-validation, and the strongest wins a tie: with fewer codes than
     numbers in a code many boundaries part them all, and that one is least led by chance. The accuracy is
-    cross-validated around that choice. Needs scikit-learn.
+    cross-validated around that choice, in steps that go through `watch` (`tqdm.tqdm`, say). Needs scikit-learn.
     """
     check_codes(positive, negative)
     depth = positive.shape[1]
@@ -67,7 +70,7 @@ def find_direction(
     w = torch.cat([negative, positive]).float()[:, first:end]
     x = w.flatten(1) if per_layer else w.mean(1)
     y = torch.cat([torch.zeros(len(negative)), torch.ones(len(positive))])
-    normal, accuracy = boundary(x, y, method)
+    normal, accuracy = boundary(x, y, method, watch)
     vector = normal.reshape(-1, w.shape[2])
     vector = vector * math.sqrt(len(vector)) / vector.norm()
     if per_layer:
@@ -82,7 +85,7 @@ def find_direction(
     return Found(Direction(name, vector, layers, source=source), accuracy, chance, counts)
 
 
-def boundary(x: Tensor, y: Tensor, method: Method) -> tuple[Tensor, float]:
+def boundary(x: Tensor, y: Tensor, method: Method, watch: Watch = iter) -> tuple[Tensor, float]:
     """Codes x [N, D], labels y [N] in 0, 1 -> the normal [D], the cross-validated accuracy."""
     sk = sklearn()
     if method not in ("svm", "logistic"):
@@ -97,20 +100,20 @@ def boundary(x: Tensor, y: Tensor, method: Method) -> tuple[Tensor, float]:
     inner = sk["folds"](3, shuffle=True, random_state=0)
     search = sk["search"](model, {"C": strengths}, cv=inner)
     outer = sk["folds"](FOLDS, shuffle=True, random_state=0)
-    accuracy = sk["score"](search, x, y, cv=outer).mean()
-    return torch.from_numpy(search.fit(x, y).best_estimator_.coef_[0]).float(), float(accuracy)
+    folds = [*outer.split(x, y)]
+    accuracy = fmean(search.fit(x[some], y[some]).score(x[rest], y[rest]) for some, rest in watch(folds))
+    return torch.from_numpy(search.fit(x, y).best_estimator_.coef_[0]).float(), accuracy
 
 
 def sklearn() -> dict:
     """What we use of scikit-learn, which is optional."""
     try:
         from sklearn.linear_model import LogisticRegression
-        from sklearn.model_selection import GridSearchCV, StratifiedKFold, cross_val_score
+        from sklearn.model_selection import GridSearchCV, StratifiedKFold
         from sklearn.svm import LinearSVC
     except ImportError as e:
         raise WPlusError("finding directions needs scikit-learn: pip install scikit-learn") from e
-    return {"svm": LinearSVC, "logistic": LogisticRegression, "search": GridSearchCV,
-            "folds": StratifiedKFold, "score": cross_val_score}  # fmt: skip
+    return {"svm": LinearSVC, "logistic": LogisticRegression, "search": GridSearchCV, "folds": StratifiedKFold}
 
 
 def check_codes(positive: Tensor, negative: Tensor):

@@ -7,6 +7,7 @@ import numpy as np
 import pytest
 import torch
 from comfyui_wplus.nodes import folders
+from comfyui_wplus.nodes.directions import FindDirection
 from comfyui_wplus.nodes.faces import AlignFace, PasteFace
 from comfyui_wplus.nodes.identity import DecodeIdentity, EncodeIdentity, IdentityInfo
 from comfyui_wplus.nodes.loaders import LoadFaceTools
@@ -102,6 +103,21 @@ def test_long_work_can_be_interrupted(encoder, interrupted):
 def test_finding_faces_can_be_interrupted(interrupted):
     with interrupted:
         AlignFace.execute(torch.rand(5, 64, 64, 3), "one", 0, "largest", "black", 64, "error", landmarks=FACE)
+
+
+def test_fitting_a_direction_shows_how_far_it_is(bar):
+    fitted(8)
+    assert bar[-1] == (5, 5)
+
+
+def test_fitting_a_direction_can_be_interrupted(interrupted):
+    with interrupted:
+        fitted(8)
+
+
+def fitted(count):
+    people = torch.randn(2, count, 18, 512)
+    return FindDirection.execute(Identity(people[0] + 1), Identity(people[1] - 1), "x", "svm", "all", False)
 
 
 def test_a_mask_without_a_batch_is_one_mask():
