@@ -64,14 +64,14 @@ class Objective:
         zt = add_noise(batch.z0, batch.noise, batch.t)
         targets = without_gradient(model, zt, batch, bool(self.disen), bool(self.reg))
         eps = model(zt, batch.t, batch.c, batch.w)
-        weights = 1 + self.face * at_size(batch.face, eps) if self.face else None
-        losses = {"rec": reconstruction(eps, batch.noise, batch.t, self.min_snr, weights)}
+        places = 1 + self.face * at_size(batch.face, eps) if self.face else None
+        losses = {"rec": reconstruction(eps, batch.noise, batch.t, self.min_snr, places)}
         if self.disen:
             losses["disen"] = disentanglement(eps, targets["disen"], batch.face)
         if self.reg:
             losses["reg"] = F.mse_loss(eps, targets["reg"])
-        total = sum({"rec": 1.0, "disen": self.disen, "reg": self.reg}[k] * x for k, x in losses.items())
-        return losses | {"total": total}
+        weights = {"rec": 1.0, "disen": self.disen, "reg": self.reg}
+        return losses | {"total": sum(weights[k] * x for k, x in losses.items())}
 
 
 @torch.no_grad()
