@@ -16,7 +16,7 @@ from accelerate import Accelerator
 from comfyui_wplus.train import loop
 from comfyui_wplus.train.__main__ import main
 from comfyui_wplus.train.config import Keep, Optim, Speed, load_yaml
-from comfyui_wplus.train.data import Prepared
+from comfyui_wplus.train.data import Prepared, write_dataset
 from comfyui_wplus.train.export import export
 from comfyui_wplus.train.objectives import Objective
 from comfyui_wplus.train.record import Record
@@ -30,6 +30,7 @@ from training import (
     LAYERS,
     everything,
     exit_code,
+    sample,
     small_config,
     small_dataset,
     small_unet,
@@ -441,3 +442,13 @@ def test_a_line_of_statistics_cut_short_is_left_out(tmp_path):
         f.write('{"images": 8, "re')
     run.rewind_stats(4)
     assert run.stats() == [{"images": 2}, {"images": 4}]
+
+
+def test_data_without_masks_is_refused_where_the_face_counts(world, tmp_path):
+    folder, rng = tmp_path / "data", torch.Generator().manual_seed(0)
+    samples = [{k: x for k, x in sample(rng, text=True).items() if k != "face"} for _ in range(4)]
+    write_dataset(folder, samples, {p: torch.randn(77, 768).half() for p in ("", "a face")}, 4)
+    config = small_config(world | {"data": (folder,)}, tmp_path / "run", objective=Objective(reg=1.0))
+    assert loop.open_stream(config)
+    with pytest.raises(FileError, match="face"):
+        loop.open_stream(replace(config, objective=Objective(face=3.0)))
