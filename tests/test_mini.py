@@ -12,6 +12,8 @@ import torch
 import torch.nn.functional as F
 from comfyui_wplus.train.measures import Picture, Shown
 from comfyui_wplus.train.mini import (
+    adapters,
+    autoencoder,
     base,
     evaluation,
     generator,
@@ -81,16 +83,14 @@ def test_the_unet_begins_from_a_finished_one_where_that_is_wanted(out, tmp_path)
     assert (tmp_path / "base/unet/config.json").read_text() == (out / "base/unet/config.json").read_text()
 
 
-def test_the_face_counts_more_for_the_unet(monkeypatch):
-    """Here the face is the upper half, and all is wrong by as much."""
-
-    class Halves:
-        def get(self, name, rows):
-            assert name == "masks"
-            return torch.tensor([1.0, 0.0])[:, None].repeat_interleave(16, 0).expand(len(rows), 1, 32, 32)
-
-        def captions(self, rows, rng):
-            return ["" for _ in rows]
+def test_the_face_and_its_features_count_more_for_the_unet(out, monkeypatch):
+    face = torch.tensor([1.0, 0.0])[:, None].repeat_interleave(16, 0).expand(1, 1, 32, 32)  # the upper half
+    points = torch.tensor([[[44.0, 36.0], [84.0, 36.0], [64.0, 52.0], [52.0, 84.0], [76.0, 84.0]]])
+    (counts,) = base.weights(face, points, 16)[:, 0]
+    assert counts.shape == (16, 16) and counts[15, 0] == pytest.approx(1, abs=1e-3)
+    assert counts[0, 0] == pytest.approx(1 + base.FACE, abs=0.01)
+    assert counts[4, 5] == pytest.approx(1 + base.FACE + base.FEATURES, rel=0.05)  # an eye
+    assert counts[10, 6] == pytest.approx(1 + base.FEATURES, rel=0.05)  # a corner of the mouth
 
     class Zero(torch.nn.Module):
         device = torch.device("cpu")
@@ -98,11 +98,41 @@ def test_the_face_counts_more_for_the_unet(monkeypatch):
         def forward(self, x, t, c):
             return SimpleNamespace(sample=torch.zeros_like(x))
 
-    loss = base.loss_on(torch.randn(8, 8, 16, 16), Halves(), lambda captions: None)
-    found = loss(Zero(), 256, np.random.default_rng(0))
-    monkeypatch.setattr(base, "FACE", 0.0)
-    plain = loss(Zero(), 256, np.random.default_rng(0))
-    assert plain["mse"] == found["mse"] and torch.isclose(found["total"] / plain["total"], torch.tensor(2.5), atol=0.02)
+    kept = pictures.Pictures(out)
+    loss = base.loss_on(torch.randn(len(kept), 8, 16, 16), kept, lambda captions: None)
+    found = loss(Zero(), 64, np.random.default_rng(0))
+    monkeypatch.setattr(base, "weights", lambda masks, points, size: torch.ones(len(masks), 1, size, size))
+    plain = loss(Zero(), 64, np.random.default_rng(0))
+    assert plain["mse"] == found["mse"] and abs(plain["total"] / found["total"] - 1) > 1e-3
+
+
+def test_masks_are_of_features_in_aligned_faces_and_of_the_head_in_scenes(out):
+    kept, words = pictures.Pictures(out), text.load(out)
+    rows = torch.tensor([0, 1])  # every fourth picture is aligned
+    assert adapters.is_aligned(kept)[rows].tolist() == [True, False]
+    (aligned,), (scene,) = (
+        [sample["face"][0] for sample in adapters.samples(out, kept, row[None], said, "cpu")]
+        for row, said in zip(rows, (None, words), strict=True)
+    )
+    eye_x, eye_y = (kept.points[0, 0] / 4).round().int().tolist()
+    assert aligned[0, eye_y, eye_x] > 0.8 and aligned[0, 0, 0] < 0.05
+    head = kept.get("masks", rows[1:].numpy())[0]
+    assert scene[0][head[0] == 0].max() == 0 and 0.4 * head.sum() < scene.sum() < head.sum()
+
+
+def test_words_that_were_known_keep_their_meaning(out, tmp_path, monkeypatch):
+    """A text encoder that learns more words embeds captions of the old ones as before."""
+    merges = text.merges
+    monkeypatch.setattr(text, "merges", lambda: merges(("umbrella", *scenes.WORDS)))
+    monkeypatch.setattr(world, "some_looks", lambda z, rng: [["umbrella"] for _ in z])
+    monkeypatch.setattr(text, "TOKENS", text.TOKENS + 3)
+    text.make(tmp_path, Fit(8, 4, 1e-2), "cpu", start=out)
+    old, new = text.load(out), text.load(tmp_path)
+    captions = ["a smiling person in a red dress on the beach by day, photo", world.NEUTRAL, ""]
+    assert new(captions)[:, :-3].equal(old(captions))
+    untrained = tmp_path / "untrained"
+    text.make(untrained, Fit(0, 4, 1e-2), "cpu", start=out)
+    assert not new(["umbrella"]).equal(text.load(untrained)(["umbrella"]))
 
 
 def test_the_adapter_fits_the_miniatures_own_encoder_and_unet(out):
@@ -119,6 +149,13 @@ def test_the_pack_is_what_the_loader_looks_for(out, tmp_path):
     assert load_generator(tmp_path / "encoder.safetensors").config == generator.CONFIG
 
 
+def test_a_training_that_was_stopped_is_not_taken_for_done(tmp_path, monkeypatch):
+    monkeypatch.setattr(adapters, "train", lambda config: SimpleNamespace(images=config.images - config.batch))
+    with pytest.raises(WPlusError, match="stage1 was stopped after 6 of 8 images"):
+        adapters.make(tmp_path, "stage1", adapters.Length(8, 4, 2))
+    assert not (tmp_path / "adapters").exists()
+
+
 def test_the_evaluation_measures_what_is_trained_and_writes_its_tables(out, tmp_path):
     size = Size(4, 2, 2, 1, 3, 2, strengths=(1.0, 2.0), scales=(0.0, 1.0), tried=24, steps=2, batch=4)
     bench = Bench(out, size, "cpu")
@@ -127,7 +164,7 @@ def test_the_evaluation_measures_what_is_trained_and_writes_its_tables(out, tmp_
     assert evaluation.variants(bench)["lambda0"] == results["variants"]["lambda0"]
     assert painted == {path: path.stat().st_mtime_ns for path in (out / "evaluation").rglob("*.png")}
 
-    assert list(results["variants"]) == ["drawn", "full", "lambda0"]
+    assert list(results["variants"]) == ["drawn", "restored", "full", "lambda0"]
     full = results["variants"]["full"]
     assert full["pictures"] == 20 and 0 <= full["text_agreement"] <= 1 and full["id"] > 0
     assert results["scales"]["0"]["retrieval_top1"] <= 1 and set(results["edit_curves"]["smile"]) == {"+1", "+2"}
@@ -151,8 +188,8 @@ def test_the_documented_tables_are_those_of_the_documented_numbers():
     results = json.loads((docs / "miniature.json").read_text(encoding="utf-8"))
     page = (docs / "miniature.md").read_text(encoding="utf-8")
     assert f"{evaluation.BEGIN}\n{evaluation.report(results)}\n{evaluation.END}" in page
-    assert set(results["variants"]) == {"drawn", "lambda0", *evaluation.VARIANTS}
-    assert all(v["pictures"] >= 500 for name, v in results["variants"].items() if name != "drawn")
+    assert set(results["variants"]) == {"drawn", "restored", "lambda0", *evaluation.VARIANTS}
+    assert all(v["pictures"] >= 500 for name, v in results["variants"].items() if name not in ("drawn", "restored"))
 
 
 def test_an_evaluation_without_an_adapter_says_what_is_missing(out, tmp_path):
@@ -177,7 +214,7 @@ class Omniscient(Judge):
 
 
 def test_the_witness_counts_what_the_judge_sees(monkeypatch):
-    monkeypatch.setattr(witness, "exactness", lambda network, tried: torch.ones(len(witness.WHO)))
+    monkeypatch.setattr(witness, "exactness", lambda network, vae, tried: torch.ones(len(witness.WHO)))
     people, prompt = world.sample(3, np.random.default_rng(0)), next(iter(witness.PROMPTS))
     right = witness.PROMPTS[prompt]
 
@@ -188,7 +225,7 @@ def test_the_witness_counts_what_the_judge_sees(monkeypatch):
 
     smiling = people[1] + 2 * torch.eye(len(world.NAMES))[world.NAMES.index("smile")]
     network = Omniscient([seen(people[1]), seen(smiling), seen(people[2], -1.0, wrong=3)])
-    look = witness.Witness(network, people)
+    look = witness.Witness(network, people, autoencoder.new_autoencoder())
     grey = [Picture(str(i), torch.full((3, 128, 128), i / 100)) for i in range(3)]
     found = look([
         Shown(grey[0], prompt, "001"),
@@ -317,7 +354,7 @@ def test_the_committed_adapter_paints_the_person(monkeypatch):
     side, who, reader = 128, pack.people(), judge.load(MINIATURE)
     faces = torch.stack(painted[:, -side:, -side * len(who) :].split(side, 2))
     seen = reader.reader.read_face(F.avg_pool2d(faces, 2))
-    nearest = witness.Witness(reader, who, 128).distances(seen).argmin(1)
+    nearest = witness.Witness(reader, who, autoencoder.load(MINIATURE), 128).distances(seen).argmin(1)
     assert (nearest == torch.arange(len(who))).sum() >= 6
 
 

@@ -6,7 +6,7 @@ import sys
 import pytest
 import torch
 from comfyui_wplus.client import load, title_of
-from comfyui_wplus.train.mini import judge, pack, scenes, world
+from comfyui_wplus.train.mini import autoencoder, judge, pack, scenes, world
 from comfyui_wplus.train.mini.witness import Witness
 from comfyui_wplus.wplus_core.photos import load_photo
 
@@ -100,7 +100,7 @@ def test_the_person_comes_into_the_scene(client, look, tmp_path):
     seen = look(painted).factors
     for factor in (SKIN, HAIR):
         assert torch.corrcoef(torch.stack([seen[:, factor], who[:, factor]]))[0, 1] > 0.6
-    nearest = Witness(look, who, 128).distances(seen).argmin(1)
+    nearest = Witness(look, who, autoencoder.load(REPOSITORY / "miniature"), 128).distances(seen).argmin(1)
     assert (nearest == torch.arange(len(who))).sum() >= 4
 
 

@@ -51,7 +51,7 @@ def parts(
         "encoder": ("encoder.safetensors", lambda: encoder.make(out, s.encoder, device)),
         "directions": ("pca.safetensors", lambda: directions.make(out, s.people, s.directions, s.least_accuracy)),
         "pictures": ("pictures/truth.safetensors", lambda: pictures.make(out, s.pictures, device)),
-        "text": ("base/text_encoder/model.safetensors", lambda: text.make(out, s.text, device)),
+        "text": ("base/text_encoder/model.safetensors", lambda: text.make(out, s.text, device, start)),
         "autoencoder": ("base/vae/config.json", lambda: autoencoder.make(out, s.autoencoder, device)),
         "latents": ("latents.safetensors", lambda: base.make_latents(out, device)),
         "unet": ("base/unet/config.json", lambda: base.make(out, s.unet, device, start)),
@@ -59,7 +59,7 @@ def parts(
     for name in adapters.DATA:
         table[f"{name}_data"] = f"data/{name}/index.json", lambda name=name: adapters.make_data(out, name, device)
     for name in adapters.TRAININGS:
-        table[name] = f"adapters/{name}.safetensors", lambda name=name: adapters.make(out, name, s.adapters)
+        table[name] = f"adapters/{name}.safetensors", lambda name=name: adapters.make(out, name, s.adapters, start)
     return {name: (out / file, make) for name, (file, make) in table.items()}
 
 
@@ -88,7 +88,8 @@ def main(
         out: the folder that everything is made in.
         parts: the parts to make, all if none is named.
         settings_name: how long each part is trained.
-        start: a miniature, such as the pack's, whose UNet the training begins from, in place of random weights.
+        start: a miniature, such as the pack's, from whose UNet and adapter the training goes on, and whose words keep
+            their meaning.
         pack_into: where to write the files that the pack carries.
     """
     device = "cuda" if torch.cuda.is_available() else "cpu"

@@ -10,17 +10,19 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from ...wplus_core.errors import WPlusError
 from ...wplus_core.files import read
 from ..config import Config, Keep, Optim, Speed, Track
 from ..data import Writer
 from ..export import export
 from ..loop import train
 from ..objectives import Objective
-from . import encoder, scenes, text, world
+from . import base, encoder, scenes, text, world
 from .pictures import Pictures
 
 # The paper's weights but for L_reg's: at 1, as there, the least loss is half way from the plain model to the person.
-FULL = Objective(disen=1.5, reg=0.2, min_snr=5.0)
+FULL = Objective(disen=1.5, reg=0.2, min_snr=5.0, face=base.FACE)
+STAGE1 = Objective(min_snr=5.0, face=base.FEATURES)  # the masks of aligned faces are of eyes, nose and mouth
 WEAKER = 0.1  # times L_reg's weight, in the ablation
 DATA = ("aligned", "wild")
 TRAININGS = ("stage1", "full", "without_disen", "without_reg", "weaker_reg", "one_stage", "parallel_stage1", "parallel")
@@ -37,24 +39,28 @@ class Length:
     speed: Speed = Speed(workers=0)
 
 
-def configs(out: Path, length: Length) -> dict[str, Config]:
-    """Every training by name, each after the one that it starts from."""
+def configs(out: Path, length: Length, start: Path | None = None) -> dict[str, Config]:
+    """Every training by name, each after the one that it starts from.
+
+    start: the folder of a miniature from whose adapter stage I goes on, in place of random weights.
+    """
     aligned, wild = (out / "data" / name for name in DATA)
-    common = dict(base=out / "base", batch=length.batch, speed=length.speed, objective=Objective(min_snr=FULL.min_snr))
+    common = dict(base=out / "base", batch=length.batch, speed=length.speed, objective=STAGE1)
     optim = Optim(lr=length.lr, warmup=500, schedule="cosine")
     keep = Keep(every=2000 - 2000 % length.batch, last=1, log=160, ema_half_life=4000)
     common |= dict(optim=optim, keep=keep, track=Track(to=()))
-    one = Config(out / "runs" / "stage1", data=(aligned,), stage=1, images=length.stage1, **common)
+    first = start and start / "adapter.safetensors"
+    one = Config(out / "runs" / "stage1", data=(aligned,), stage=1, images=length.stage1, adapter=first, **common)
     two = replace(
         one, run=out / "runs" / "full", data=(wild,), stage=2, adapter=out / "adapters" / "stage1.safetensors",
         train_mapping=False, images=length.stage2, objective=FULL,
     )  # fmt: skip
-    parallel1 = replace(one, run=out / "runs" / "parallel_stage1", parallel=True)
+    parallel1 = replace(one, adapter=None, parallel=True)
     variants = {
         "without_disen": replace(two, objective=replace(FULL, disen=0.0)),
         "without_reg": replace(two, objective=replace(FULL, reg=0.0)),
         "weaker_reg": replace(two, objective=replace(FULL, reg=WEAKER * FULL.reg)),
-        "one_stage": replace(two, adapter=None, train_mapping=True),
+        "one_stage": replace(two, adapter=None, train_mapping=True, images=length.stage1 + length.stage2),
         "parallel_stage1": parallel1,
         "parallel": replace(two, adapter=out / "adapters" / "parallel_stage1.safetensors", parallel=True),
     }
@@ -62,9 +68,12 @@ def configs(out: Path, length: Length) -> dict[str, Config]:
     return {"stage1": one, "full": two} | variants
 
 
-def make(out: Path, name: str, length: Length) -> Path:
-    """Train one of `configs` and export its moving average."""
-    train(configs(out, length)[name])
+def make(out: Path, name: str, length: Length, start: Path | None = None) -> Path:
+    """Train one of `configs` and export its moving average; WPlusError if a signal stopped it before its end."""
+    config = configs(out, length, start)[name]
+    images = train(config).images
+    if images < config.images:
+        raise WPlusError(f"{name} was stopped after {images} of {config.images} images; the same command goes on")
     export(out / "runs" / name, out / "adapters" / f"{name}.safetensors")
     return out / "adapters" / f"{name}.safetensors"
 
@@ -72,7 +81,8 @@ def make(out: Path, name: str, length: Length) -> Path:
 def make_data(out: Path, name: str, device: str) -> Path:
     """The prepared data set of a stage: aligned faces with neutral captions, or photos of people in scenes with theirs.
 
-    w is what the encoder sees in the aligned crop; stage II has photos alone, as the paper.
+    w is what the encoder sees in the aligned crop; stage II has photos alone, as the paper. Masks: of eyes, nose and
+    mouth in aligned faces, of the head in scenes.
     """
     pictures, words = Pictures(out), text.load(out, device)
     prompts = {p: words([p])[0].half().cpu() for p in ("", world.NEUTRAL)}
@@ -97,7 +107,8 @@ def samples(out: Path, pictures: Pictures, rows: Tensor, words, device: str) -> 
     latents, e4e = read(out / "latents.safetensors").tensors["latents"], encoder.load(out, device)
     for part in rows.split(128):
         w = e4e(pictures.get("crops", part.numpy()).to(device) * 2 - 1).half().cpu()
-        faces = softened(pictures.get("masks", part.numpy())).half()
+        points, masks = pictures.points[part], pictures.get("masks", part.numpy())
+        faces = (softened(masks) if words else base.features(points, masks.shape[-1])).half()
         captions = words(pictures.captions(part)).half().cpu() if words else [None] * len(part)
         for latent, code, face, caption in zip(latents[part], w, faces, captions, strict=True):
             sample = {"latents": latent[None], "w": code, "face": face[None]}

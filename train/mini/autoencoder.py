@@ -67,6 +67,13 @@ def crops(x: Tensor, rng: np.random.Generator, size: int = CROP) -> Tensor:
 
 
 @torch.no_grad()
+def restored(vae: AutoencoderKL, x: Tensor) -> Tensor:
+    """Pictures [B, 3, S, S] in 0..1 -> what comes back through the latent: the best that a UNet could paint."""
+    parts = [vae.decode(vae.encode(part.to(vae.device) * 2 - 1).latent_dist.mean).sample for part in x.split(16)]
+    return (torch.cat(parts).cpu() / 2 + 0.5).clamp(0, 1)
+
+
+@torch.no_grad()
 def normalise(vae: AutoencoderKL, x: Tensor):
     """Shift and scale the latent's channels so that, times Stable Diffusion's 0.18215, they are standard normal.
 

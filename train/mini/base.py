@@ -14,13 +14,14 @@ from ...wplus_core.files import read, write_safetensors
 from ..data import Index
 from ..objectives import STEPS, add_noise, reconstruction
 from . import autoencoder, text
-from .fit import Fit, fit
-from .pictures import Pictures
+from .fit import Fit, fit, in_bfloat16
+from .pictures import SIZE, Pictures
 
 WIDTHS = (64, 128, 128)  # multiples of the first, as ComfyUI builds it
 HEADS = 2  # of each attention, for SD1.x's eight would be narrow here
 DROP_TEXT = 0.1
-FACE = 3.0  # how much more faces count than what is around them, for most of what captions tell is there
+FACE, FEATURES = 3.0, 8.0  # how much more faces count than what is around them, and eyes, nose and mouth than those
+NEAR = 0.3  # of the distance between the eyes, what is counted to a feature; at least half a place of the latent
 MIN_SNR = 5.0  # what is seen early counts more than fine noise (Hang et al. 2023)
 
 
@@ -41,11 +42,12 @@ def new_unet() -> UNet2DConditionModel:
 @torch.no_grad()
 def make_latents(out: Path, device: str) -> Path:
     """latents.safetensors: mean and deviation [N, 8, 16, 16] of every picture's latent, in float16."""
-    pictures, vae = Pictures(out), autoencoder.load(out, device)
+    pictures, vae = Pictures(out), autoencoder.load(out, device).to(memory_format=torch.channels_last)
     parts = []
     for start in range(0, len(pictures), 64):
         x = pictures.get("images", slice(start, start + 64)).to(device) * 2 - 1
-        d = vae.encode(x).latent_dist
+        with in_bfloat16(device):
+            d = vae.encode(x).latent_dist
         parts.append(torch.cat([d.mean, d.std], 1).half().cpu())
     write_safetensors(out / "latents.safetensors", {"latents": torch.cat(parts)}, {})
     return out / "latents.safetensors"
@@ -67,13 +69,29 @@ def loss_on(latents: Tensor, pictures: Pictures, words):
         t = torch.from_numpy(rng.integers(STEPS, size=batch))
         dropped = rng.random(batch) < DROP_TEXT
         captions = ["" if d else c for c, d in zip(pictures.captions(rows, rng), dropped, strict=True)]
-        face = F.adaptive_avg_pool2d(pictures.get("masks", rows), z0.shape[-2:])
-        z0, noise, t, face = (x.to(unet.device) for x in (z0, noise, t, face))
+        counts = weights(pictures.get("masks", rows), pictures.points[rows], z0.shape[-1])
+        z0, noise, t, counts = (x.to(unet.device) for x in (z0, noise, t, counts))
         eps = unet(add_noise(z0, noise, t), t, words(captions)).sample.float()
-        root = (1 + FACE * face).sqrt()
-        return {"total": reconstruction(root * eps, root * noise, t, MIN_SNR), "mse": reconstruction(eps, noise, t)}
+        return {"total": reconstruction(eps, noise, t, MIN_SNR, counts), "mse": reconstruction(eps, noise, t)}
 
     return loss
+
+
+def weights(masks: Tensor, points: Tensor, size: int) -> Tensor:
+    """How much each place of a latent counts [B, 1, size, size], from the face's masks and five points in pixels."""
+    return 1 + FACE * F.adaptive_avg_pool2d(masks, size) + FEATURES * features(points, size)
+
+
+def features(points: Tensor, size: int) -> Tensor:
+    """1 at the eyes, nose and mouth, 0 elsewhere, soft between [B, 1, size, size]; points: [B, 5, 2] in pixels.
+
+    Small as they are, they tell most of who it is and of the expression, and hardly move a plain mean.
+    """
+    cell = SIZE / size
+    at = (torch.arange(size) + 0.5) * cell - 0.5
+    near = (NEAR * (points[:, 1] - points[:, 0]).norm(dim=1)).clamp(min=cell / 2)[:, None, None, None]
+    x, y = at - points[:, :, None, None, 0], at[:, None] - points[:, :, None, None, 1]
+    return (-(x.square() + y.square()) / (2 * near.square())).exp().amax(1, keepdim=True)
 
 
 def make(out: Path, settings: Fit, device: str, start: Path | None = None) -> Path:
@@ -83,8 +101,8 @@ def make(out: Path, settings: Fit, device: str, start: Path | None = None) -> Pa
     unet = new_unet()
     if start:
         unet.load_state_dict(load(start).state_dict())
-    unet = fit(unet, loss, settings, out / "runs" / "unet", device)
-    unet.cpu().half().save_pretrained(out / "base" / "unet")
+    unet = fit(unet.to(memory_format=torch.channels_last), loss, settings, out / "runs" / "unet", device)
+    unet.to("cpu", memory_format=torch.contiguous_format).half().save_pretrained(out / "base" / "unet")
     return out / "base" / "unet" / "diffusion_pytorch_model.safetensors"
 
 

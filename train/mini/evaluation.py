@@ -34,6 +34,7 @@ from ..measures import BackgroundChange, Picture, Shown
 from ..sampling import Sampling, decode, noise, sample
 from . import adapters, autoencoder, base, judge, numbers, scenes, text, world
 from .command import run
+from .fit import in_bfloat16
 from .witness import ATTRIBUTES, PROMPTS, People, Witness
 
 VARIANTS = tuple(name for name in adapters.TRAININGS if not name.endswith("stage1"))
@@ -74,7 +75,7 @@ class Bench:
         self.out, self.size, self.device = out, size, device
         self.unet, self.vae, self.text = base.load(out, device), autoencoder.load(out, device), text.load(out, device)
         self.people = People(out, size.people, device)
-        self.witness = Witness(judge.load(out, device), self.people.factors, size.tried)
+        self.witness = Witness(judge.load(out, device), self.people.factors, self.vae, size.tried)
         self.embedded = {p: self.text([p])[0] for p in ("", *PROMPTS)}
 
     @cached_property
@@ -100,7 +101,9 @@ class Bench:
     @torch.no_grad()
     def paint(self, adapter: WPlusAdapter | None, w: Tensor, c: Tensor, start: Tensor, how: Sampling) -> Tensor:
         """Pictures [B, 3, 128, 128] in 0..1, for what `sample` takes."""
-        return decode(self.vae, sample(self.unet, adapter, w, c, self.embedded[""], start, how)).cpu()
+        with in_bfloat16(self.device):
+            z0 = sample(self.unet, adapter, w, c, self.embedded[""], start, how)
+        return decode(self.vae, z0).cpu()
 
     def plan(self, people: int, prompts: int = len(PROMPTS), **more: Any) -> Plan:
         identities, chosen = self.people.identities(people), tuple(PROMPTS)[:prompts]
@@ -108,18 +111,21 @@ class Bench:
 
 
 def variants(bench: Bench) -> dict[str, Any]:
-    """Text, identity and detection of drawn pictures, of λ = 0, of the method and of its ablations."""
+    """Text, identity and detection of drawn pictures, as they are and as the VAE gives them back, of λ = 0, of the
+    method and of its ablations."""
     methods = [bench.method(name) for name in bench.trained] + [bench.method("full", 0.0, "lambda0")]
     found = evaluate(bench.plan(bench.size.people), methods, [bench.witness])["methods"]
-    return {"drawn": drawn(bench)} | {m.name: means(found[m.key]) for m in methods}
+    drawn = {prompt: scenes.scenes(bench.people.factors, bench.people.scenes(prompt)).images for prompt in PROMPTS}
+    restored = {prompt: autoencoder.restored(bench.vae, x) for prompt, x in drawn.items()}
+    best = {"drawn": of_drawn(bench, "drawn", drawn), "restored": of_drawn(bench, "restored", restored)}
+    return best | {m.name: means(found[m.key]) for m in methods}
 
 
-def drawn(bench: Bench) -> dict[str, float]:
-    """What the witness says of the renderer's own pictures: as good as it can get."""
+def of_drawn(bench: Bench, name: str, drawn: Mapping[str, Tensor]) -> dict[str, float]:
+    """What the witness says of the renderer's own pictures, by prompt: as good as it can get."""
     rows = []
-    for prompt in PROMPTS:
-        pictures = scenes.scenes(bench.people.factors, bench.people.scenes(prompt)).images
-        shown = [Shown(Picture(f"drawn/{prompt}/{i}", x), prompt, f"{i:03d}") for i, x in enumerate(pictures)]
+    for prompt, pictures in drawn.items():
+        shown = [Shown(Picture(f"{name}/{prompt}/{i}", x), prompt, f"{i:03d}") for i, x in enumerate(pictures)]
         rows.append(bench.witness(shown))
     return {NAMES.get(k, k): round(fmean(x for row in rows for x in row[k]), 5) for k in rows[0]}
 

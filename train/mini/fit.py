@@ -85,6 +85,11 @@ def fit(
     return average.eval()
 
 
+def in_bfloat16(device: str) -> torch.autocast:
+    """Autocast where the device computes faster in bfloat16."""
+    return torch.autocast(device, torch.bfloat16, enabled=device == "cuda" or CPU_HAS_BFLOAT16)
+
+
 def groups(network: nn.Module, rates: Mapping[str, float]) -> list[dict]:
     """The parameters by the factor of their learning rate."""
     by_rate: dict[float, list[nn.Parameter]] = {}
@@ -95,7 +100,7 @@ def groups(network: nn.Module, rates: Mapping[str, float]) -> list[dict]:
 
 
 def step(network, loss: Loss, batch: int, rng, optimizer, device: str) -> dict[str, Tensor]:
-    with torch.autocast(device, torch.bfloat16, enabled=device == "cuda" or CPU_HAS_BFLOAT16):
+    with in_bfloat16(device):
         losses = loss(network, batch, rng)
     losses["total"].backward()
     nn.utils.clip_grad_norm_(network.parameters(), 1.0)

@@ -72,12 +72,9 @@ def of_directions(out: Path, people: int) -> dict[str, Any]:
     return {"edit_strength": STRENGTH, **table}
 
 
-@torch.no_grad()
 def of_autoencoder(out: Path, people: int) -> dict[str, Any]:
     drawn = pictures.draw(people, np.random.default_rng(SEED))["images"]
-    vae = autoencoder.load(out)
-    again = [vae.decode(vae.encode(x * 2 - 1).latent_dist.mean).sample / 2 + 0.5 for x in drawn.split(16)]
-    return {"autoencoder_psnr_db": psnr(torch.cat(again).clamp(0, 1), drawn)}
+    return {"autoencoder_psnr_db": psnr(autoencoder.restored(autoencoder.load(out), drawn), drawn)}
 
 
 def named(moves: Tensor) -> dict[str, float]:

@@ -3,7 +3,7 @@
     OUT/pictures/images.npy   uint8 [N, 3, 128, 128]
     OUT/pictures/crops.npy    uint8 [N, 3, 64, 64], the aligned face on white, cut from the picture
     OUT/pictures/masks.npy    uint8 [N, 1, 32, 32], the face's share of each place
-    OUT/pictures/truth.safetensors   factors [N, F] and the label numbers [N, 6]
+    OUT/pictures/truth.safetensors   factors [N, F], five points [N, 5, 2] in pixels and the label numbers [N, 6]
 
 Every fourth picture is an aligned face on white, which has the labels -1.
 """
@@ -26,18 +26,21 @@ SIZE, CROP, MASK = 128, 64, 32
 EVERY_FACE = 4
 CHUNK = 256
 FILES = {"images": (3, SIZE, SIZE), "crops": (3, CROP, CROP), "masks": (1, MASK, MASK)}
+TRUTH = {"z": (len(world.FACTORS),), "points": (5, 2), "labels": (len(scenes.LABELS),)}
 
 
 def draw(n: int, rng: np.random.Generator, device: str = "cpu") -> dict[str, Tensor]:
-    """n pictures by the names of `FILES`, in 0..1, with factors and labels."""
+    """n pictures by the names of `FILES`, in 0..1, with what `TRUTH` names."""
     z, scene = world.sample(n, rng), scenes.sample_scenes(n, rng)
     labels = torch.stack([getattr(scene, name) for name in scenes.LABELS], 1)
     z, pictures = z.to(device), scenes.scenes(z.to(device), scene.to(device), SIZE)
-    images, masks = pictures.images, pictures.masks
-    crops = aligned(images * masks + 1 - masks, pictures.points)
+    images, masks, points = pictures.images, pictures.masks, pictures.points
+    crops = aligned(images * masks + 1 - masks, points)
     rows = slice(0, None, EVERY_FACE)
     images[rows], crops[rows], masks[rows], labels[rows] = world.faces(z[rows], SIZE), world.faces(z[rows], CROP), 1, -1
-    return {"images": images, "crops": crops, "masks": F.adaptive_avg_pool2d(masks, MASK), "z": z, "labels": labels}
+    points[rows] = world.points_in_crop(z[rows], SIZE)
+    masks = F.adaptive_avg_pool2d(masks, MASK)
+    return {"images": images, "crops": crops, "masks": masks, "z": z, "points": points, "labels": labels}
 
 
 def aligned(images: Tensor, points: Tensor, size: int = CROP) -> Tensor:
@@ -63,8 +66,9 @@ def make(out: Path, count: int, device: str, seed: int = 11) -> Path:
     folder.mkdir(parents=True, exist_ok=True)
     mode = "r+" if done.is_file() else "w+"
     arrays = {k: open_memmap(folder / f"{k}.npy", mode, np.uint8, (count, *shape)) for k, shape in FILES.items()}
-    arrays["z"] = open_memmap(folder / "z.npy", mode, np.float32, (count, len(world.FACTORS)))
-    arrays["labels"] = open_memmap(folder / "labels.npy", mode, np.int64, (count, len(scenes.LABELS)))
+    for k, shape in TRUTH.items():
+        dtype = np.int64 if k == "labels" else np.float32
+        arrays[k] = open_memmap(folder / f"{k}.npy", mode, dtype, (count, *shape))
     for start in range(int(done.read_text()) if mode == "r+" else 0, count, CHUNK):
         n = min(CHUNK, count - start)
         drawn = draw(n, stream(seed, start), device)
@@ -72,7 +76,7 @@ def make(out: Path, count: int, device: str, seed: int = 11) -> Path:
             arrays[k][start : start + n] = (x * 255).round().byte().cpu().numpy() if k in FILES else x.cpu().numpy()
             arrays[k].flush()
         write_whole(done, lambda p, end=start + n: p.write_text(str(end)))
-    truth = {k: torch.from_numpy(np.array(arrays[k])) for k in ("z", "labels")}
+    truth = {k: torch.from_numpy(np.array(arrays[k])) for k in TRUTH}
     write_safetensors(folder / "truth.safetensors", truth, {})
     return folder / "truth.safetensors"
 
@@ -83,7 +87,7 @@ class Pictures:
     def __init__(self, out: Path):
         self.folder = out / "pictures"
         truth = read(self.folder / "truth.safetensors").tensors
-        self.z, self.labels = truth["z"], truth["labels"]
+        self.z, self.points, self.labels = (truth[k] for k in TRUTH)
         self.arrays = {k: np.load(self.folder / f"{k}.npy", mmap_mode="r") for k in FILES}
 
     def __len__(self) -> int:

@@ -8,7 +8,7 @@ from ..config import Speed
 from . import world
 from .adapters import Length
 from .directions import LEAST
-from .fit import Fit
+from .fit import CPU_HAS_BFLOAT16, Fit
 
 
 @dataclass(frozen=True)
@@ -23,11 +23,11 @@ class Settings:
     encoder: Fit = Fit(48_000, 8, 1e-3, every=2000)
     judge: Fit = Fit(64_000, 16, 2e-3, every=1600)
     where: Fit = Fit(48_000, 64, 2e-3, every=3200)
-    pictures: int = 16_384
+    pictures: int = 32_768
     text: Fit = Fit(25_600, 32, 1e-3, every=3200)
     autoencoder: Fit = Fit(96_000, 8, 1e-3, every=1600)
     unet: Fit = Fit(240_000, 64, 1e-3, every=3200)
-    adapters: Length = Length(64_000, 32_000, speed=Speed("bf16", workers=0))
+    adapters: Length = Length(64_000, 32_000, speed=Speed("bf16" if CPU_HAS_BFLOAT16 else "fp32", workers=0))
     people: int = 256
     directions: tuple[str, ...] = world.NAMES
     least_accuracy: float = LEAST

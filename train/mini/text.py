@@ -20,7 +20,7 @@ from ..base import TextEncoder, load_text_encoder
 from . import scenes, world
 from .fit import Fit, fit
 
-TOKENS = 32  # of a prompt: start, words, end, and ends up to here
+TOKENS = 40  # of a prompt: start, words, end, and ends up to here
 START, END = "<|startoftext|>", "<|endoftext|>"
 CHARACTERS = "abcdefghijklmnopqrstuvwxyz0123456789.,:;!?-_'\"()[]{}<>/\\|+*&%$#@=~^`"
 
@@ -104,13 +104,40 @@ def loss_with(tokenizer):
     return loss
 
 
-def make(out: Path, settings: Fit, device: str) -> Path:
-    """Write base/tokenizer, train the model and write base/text_encoder."""
+@torch.no_grad()
+def keep_words(model: CLIPTextModel, vocabulary: dict[str, int], start: Path):
+    """Take the weights of the text encoder in the base folder `start`, and train nothing but words that it lacks.
+
+    So every caption that it knew is embedded as before, and a UNet that was trained with it goes on where it was.
+    """
+    old = CLIPTextModel.from_pretrained(start / "text_encoder", torch_dtype=torch.float32)
+    words = json.loads((start / "tokenizer" / "vocab.json").read_text(encoding="utf-8"))
+    both = [word for word in words if word in vocabulary]
+    places = slice(old.config.max_position_embeddings)
+    rows = {  # of the new tables, and of the old
+        "token_embedding": ([vocabulary[word] for word in both], [words[word] for word in both]),
+        "position_embedding": (places, places),
+    }
+    weights = dict(old.named_parameters())
+    for name, p in model.named_parameters():
+        to, of = next((pair for table, pair in rows.items() if table in name), (slice(None), slice(None)))
+        learns = torch.ones_like(p)
+        p[to], learns[to] = weights[name][of], 0
+        p.register_hook(lambda gradient, learns=learns: gradient * learns.to(gradient.device))
+
+
+def make(out: Path, settings: Fit, device: str, start: Path | None = None) -> Path:
+    """Write base/tokenizer, train the model and write base/text_encoder.
+
+    start: the folder of a miniature whose words it keeps.
+    """
     base = out / "base"
     write_tokenizer(base / "tokenizer")
     vocabulary = json.loads((base / "tokenizer" / "vocab.json").read_text(encoding="utf-8"))
     tokenizer = CLIPTokenizer.from_pretrained(base / "tokenizer")
     loss, model = loss_with(tokenizer), new_text_model(vocabulary)
+    if start:
+        keep_words(model, vocabulary, start / "base")
     labeller = fit(Labeller(model), loss, settings, out / "runs" / "text", device)
     labeller.text.cpu().half().save_pretrained(base / "text_encoder")
     return base / "text_encoder" / "model.safetensors"

@@ -10,12 +10,14 @@ from statistics import fmean
 
 import numpy as np
 import torch
+from diffusers import AutoencoderKL
 from torch import Tensor
 
 from ...wplus_core.errors import WPlusError
 from ...wplus_core.faces import Landmarks, from_5
 from ..measures import NAN, Picture, Shown
 from . import encoder, judge, scenes, world
+from .autoencoder import restored
 
 SEED = 5000  # of people that no network was trained on
 WHO = tuple(i for i, f in enumerate(world.FACTORS) if f.kind == "identity")
@@ -52,18 +54,19 @@ class People:
 
 
 class Witness:
-    """What the judge sees in a picture. people: [N, F], among whom it looks for the identity. tried: drawn pictures
-    from which its exactness is known.
+    """What the judge sees in a picture. people: [N, F], among whom it looks for the identity. vae: what the pictures
+    come out of. tried: drawn pictures from which the judge's exactness is known.
 
     text_agreement: the share of the prompt's labels that are there. detection: 1 where somebody is. top1: 1 where of
     all people the identity is the likeliest. id: squared distance to the identity's factors, 0 none, 1 a stranger's.
     moved_ATTRIBUTE: by how much an edited picture's differs, in deviations; moved_identity: the same of its factors,
-    each in 0..1 of its range. Factors of the identity count by how exactly the judge reads them in drawn pictures.
+    each in 0..1 of its range. Factors of the identity count by how exactly the judge reads them in drawn pictures that
+    came through the VAE: what it loses tells of no one.
     """
 
-    def __init__(self, network: judge.Judge, people: Tensor, tried: int = 512):
+    def __init__(self, network: judge.Judge, people: Tensor, vae: AutoencoderKL, tried: int = 512):
         self.network, self.people = network, squashed(people)
-        self.weights = exactness(network, tried)
+        self.weights = exactness(network, vae, tried)
         self.stranger = 2 * (self.weights * self.people.var(0)).sum()
         self.known: dict[str, tuple] = {}
 
@@ -118,9 +121,11 @@ def squashed(factors: Tensor) -> Tensor:
 
 
 @torch.no_grad()
-def exactness(network: judge.Judge, count: int) -> Tensor:
-    """[I], 1 / the mean squared error with which the judge reads each factor of the identity in drawn pictures."""
-    device = next(network.parameters()).device
+def exactness(network: judge.Judge, vae: AutoencoderKL, count: int) -> Tensor:
+    """[I], 1 / the mean squared error with which the judge reads each factor of the identity in scenes as the VAE gives
+    them back."""
     x = judge.drawn(count, np.random.default_rng(SEED + 1), "cpu")
-    read = torch.cat([network(part.to(device)).factors.cpu() for part in x.images.split(64)])
-    return 1 / (squashed(read) - squashed(x.factors))[x.there & ~x.aligned].square().mean(0)
+    scene = x.there & ~x.aligned
+    images, device = restored(vae, x.images[scene]), next(network.parameters()).device
+    read = torch.cat([network(part.to(device)).factors.cpu() for part in images.split(64)])
+    return 1 / (squashed(read) - squashed(x.factors[scene])).square().mean(0)

@@ -88,17 +88,24 @@ NEUTRAL = "a face on white"
 LOOKS = {
     "face_width": ("slim", "", "broad"),
     "jaw": ("pointed", "", "square"),
+    "face_length": ("shortchinned", "", "longchinned"),
     "skin": ("pale", "tanned", "brown", "dark"),
     "hair_colour": ("raven", "brunette", "brunette", "ginger", "golden", "blond", "silver", "pink", "violet", "teal"),
     "hair_length": ("cropped", "", "flowing"),
     "hair_volume": ("sleek", "", "bushy"),
     "hair_curl": ("straight", "", "curly"),
     "fringe": ("", "", "fringed"),
+    "parting": ("leftparted", "", "rightparted"),
     "bun": ("", "", "topknotted"),
     "eye_colour": ("browneyed", "", "greeneyed", "blueeyed"),
     "eye_size": ("beady", "", "staring"),
+    "eye_spacing": ("neareyed", "", "wideeyed"),
+    "brow_thickness": ("thinbrowed", "", "thickbrowed"),
+    "brow_tilt": ("kindbrowed", "", "sternbrowed"),
     "nose": ("snub", "", "bulbous"),
+    "mouth_width": ("smallmouthed", "", "widemouthed"),
     "lips": ("thinlipped", "", "redlipped"),
+    "ears": ("smalleared", "", "bigeared"),
     "freckles": ("", "", "freckled"),
     "beard": ("", "", "", "bearded"),
     "smile": ("sad", "", "smiling"),
@@ -107,8 +114,10 @@ LOOKS = {
     "brows": ("frowning", "", "surprised"),
     "age": ("young", "", "old"),
     "glasses": ("", "", "bespectacled"),
+    "turn": ("leftfacing", "", "rightfacing"),
+    "nod": ("upfacing", "", "downfacing"),
 }  # fmt: skip
-MOST_LOOKS = 13  # words in a caption, for a prompt has few tokens
+MOST_LOOKS = 21  # words in a caption, for a prompt has few tokens
 LOOK_WORDS = tuple(sorted({word for words in LOOKS.values() for word in words if word}))
 
 
