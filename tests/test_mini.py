@@ -15,6 +15,7 @@ from comfyui_wplus.train.mini import (
     adapters,
     autoencoder,
     base,
+    encoder,
     evaluation,
     generator,
     judge,
@@ -83,6 +84,33 @@ def test_the_unet_begins_from_a_finished_one_where_that_is_wanted(out, tmp_path)
     assert (tmp_path / "base/unet/config.json").read_text() == (out / "base/unet/config.json").read_text()
 
 
+def test_the_encoder_begins_from_a_finished_one_where_that_is_wanted(out, tmp_path):
+    for name in ("pictures", "generator.safetensors"):
+        (tmp_path / name).symlink_to(out / name)
+    encoder.make(tmp_path, Fit(0, 2, 1e-3), "cpu", start=out)
+    begun, finished = encoder.load(tmp_path).state_dict(), encoder.load(out).state_dict()
+    assert all(begun[name].equal(x) for name, x in finished.items())
+
+
+def test_codes_say_how_much_of_a_factor_somebody_has():
+    g, (z,) = generator.load(MINIATURE), world.sample(64, np.random.default_rng(0))[None]
+    for name in ("skin", "nose", "smile"):
+        more = z + torch.eye(len(world.NAMES))[world.NAMES.index(name)]
+        moved = ((generator.code_of(g, more) - generator.code_of(g, z)) @ encoder.says_who(g)).mean(0)
+        assert moved.argmax() == world.NAMES.index(name) and 0.5 < moved.max() < 1.5
+        assert moved.sort().values[-2] < 0.3
+
+
+def test_the_encoder_learns_who_it_is_from_photos_too(out):
+    """Other people in the photos: only what the code says of them is another."""
+    g, kept, loss = generator.load(out), pictures.Pictures(out), []
+    for _ in range(2):
+        parts = encoder.loss_through(g, kept)(encoder.load(out), 8, np.random.default_rng(0))
+        loss.append({k: x.item() for k, x in parts.items()})
+        kept.z = kept.z.roll(1, 0)
+    assert {k for k in loss[0] if loss[0][k] != loss[1][k]} == {"who", "total"}
+
+
 def test_the_face_and_its_features_count_more_for_the_unet(out, monkeypatch):
     face = torch.tensor([1.0, 0.0])[:, None].repeat_interleave(16, 0).expand(1, 1, 32, 32)  # the upper half
     points = torch.tensor([[[44.0, 36.0], [84.0, 36.0], [64.0, 52.0], [52.0, 84.0], [76.0, 84.0]]])
@@ -137,8 +165,8 @@ def test_words_that_were_known_keep_their_meaning(out, tmp_path, monkeypatch):
 
 def test_the_adapter_fits_the_miniatures_own_encoder_and_unet(out):
     config = load_adapter(out / "adapters" / "full.safetensors").config
-    encoder = load_encoder(out / "encoder.safetensors").config
-    assert (config.w_layers, config.w_dim) == (encoder.layers, encoder.w_dim) == (10, 64)
+    found = load_encoder(out / "encoder.safetensors").config
+    assert (config.w_layers, config.w_dim) == (found.layers, found.w_dim) == (10, 64)
     assert config == AdapterConfig((64, 128, 128, 128, 64, 64, 128), (2, 5, 8, 10), w_dim=64, heads=2)
 
 
@@ -340,6 +368,12 @@ def said():
 )
 def test_the_committed_networks_are_as_good_as_their_numbers_say(said, name, measure):
     assert abs(measure(MINIATURE, 32)[name] - said[name]) < 1
+
+
+def test_the_committed_encoder_tells_small_features(said):
+    found = numbers.of_encoder(MINIATURE, 128)["encoder_tells"]
+    for name in ("nose", "mouth_width", "lips", "brows"):
+        assert said["encoder_tells"][name] > 0.7 and abs(found[name] - said["encoder_tells"][name]) < 0.15
 
 
 def test_the_committed_judge_finds_faces(said):

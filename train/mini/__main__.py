@@ -48,9 +48,9 @@ def parts(
         "generator": ("generator.safetensors", lambda: generator.make(out, s.generator, device)),
         "judge": ("judge.safetensors", lambda: judge.make(out, s.judge, device)),
         "where": ("where.safetensors", lambda: judge.make_where(out, s.where, device)),
-        "encoder": ("encoder.safetensors", lambda: encoder.make(out, s.encoder, device)),
-        "directions": ("pca.safetensors", lambda: directions.make(out, s.people, s.directions, s.least_accuracy)),
         "pictures": ("pictures/truth.safetensors", lambda: pictures.make(out, s.pictures, device)),
+        "encoder": ("encoder.safetensors", lambda: encoder.make(out, s.encoder, device, start)),
+        "directions": ("pca.safetensors", lambda: directions.make(out, s.people, s.directions, s.least_accuracy)),
         "text": ("base/text_encoder/model.safetensors", lambda: text.make(out, s.text, device, start)),
         "autoencoder": ("base/vae/config.json", lambda: autoencoder.make(out, s.autoencoder, device)),
         "latents": ("latents.safetensors", lambda: base.make_latents(out, device)),
@@ -88,8 +88,8 @@ def main(
         out: the folder that everything is made in.
         parts: the parts to make, all if none is named.
         settings_name: how long each part is trained.
-        start: a miniature, such as the pack's, from whose UNet and adapter the training goes on, and whose words keep
-            their meaning.
+        start: a miniature, such as the pack's, from whose encoder, UNet and adapter the training goes on, and whose
+            words keep their meaning.
         pack_into: where to write the files that the pack carries.
     """
     device = "cuda" if torch.cuda.is_available() else "cpu"

@@ -16,9 +16,12 @@ from . import generator as generators
 from . import world
 from .critic import moved
 from .fit import Fit, fit
+from .pictures import Pictures
 
 UNITS, CHANNELS = (1, 2, 2, 1), (32, 48, 64, 48)
-CODE, PICTURE, DELTA = 1.0, 1.0, 0.1  # weights: distance to the code, of the picture, and e4e's pull towards W
+# Weights: distance to the code, of what it says of the person, of the picture, and e4e's pull towards W.
+CODE, WHO, PICTURE, DELTA = 1.0, 4.0, 1.0, 0.1
+CODES = 4096  # from which it is known how codes say who it is
 
 
 def new_encoder(generator: Generator) -> Encoder:
@@ -29,33 +32,54 @@ def new_encoder(generator: Generator) -> Encoder:
     return encoder
 
 
-def loss_through(generator: Generator):
-    """The loss of an encoder for this generator."""
+@torch.no_grad()
+def says_who(generator: Generator) -> Tensor:
+    """[w_dim, F], which takes differences of codes to those of the factors that they stand for (least squares).
+
+    Most of W's spread is the hair's and the skin's: a plain distance of codes hardly counts a nose.
+    """
+    z = generators.draw_z(CODES, np.random.default_rng(3), generator.config.w_dim).to(generator.style[1].weight)
+    w = generator.mapping(z)
+    return torch.linalg.lstsq(w - w.mean(0), z[:, : generators.FACTORS]).solution
+
+
+def loss_through(generator: Generator, pictures: Pictures):
+    """The loss of an encoder for this generator: half of what it sees are drawn faces, half were cut from pictures."""
+    who = says_who(generator)
 
     def loss(encoder: Encoder, batch: int, rng: np.random.Generator) -> dict[str, Tensor]:
-        """Distances between codes and between pictures; the deltas are what W+ has beyond W (e4e)."""
-        z = generators.draw_z(batch, rng, generator.config.w_dim).to(encoder.latent_avg)
+        """Distances between codes, between who they say it is (in place of e4e's face recogniser) and between pictures;
+        the deltas are what W+ has beyond W (e4e)."""
+        z = generators.draw_z(batch - batch // 2, rng, generator.config.w_dim).to(encoder.latent_avg)
+        rows = rng.integers(len(pictures), size=batch // 2)
+        cut = pictures.get("crops", rows).to(z) * 2 - 1
         with torch.no_grad():
             faces = world.faces(z[:, : generators.FACTORS], generator.config.size) * 2 - 1
-            w = generator.mapping(z)[:, None]
-        found = encoder(moved(faces, rng)).float()
-        picture = generator(found, noise="none").float()
+            w = torch.cat([generator.mapping(z), generators.code_of(generator, pictures.z[rows].to(z))])[:, None]
+        found = encoder(moved(torch.cat([faces, cut]), rng)).float()
+        drawn = slice(len(faces))
+        picture = generator(found[drawn], noise="none").float()
         losses = {
-            "code": (found - w).square().mean(),
+            "code": (found - w)[drawn].square().mean(),
+            "who": ((found - w) @ who).square().mean(),
             "picture": picture_loss(picture, faces, torch.ones_like(faces[:, :1])),
             "delta": (found - found[:, :1]).square().mean(),
         }
-        weights = {"code": CODE, "picture": PICTURE, "delta": DELTA}
+        weights = {"code": CODE, "who": WHO, "picture": PICTURE, "delta": DELTA}
         return losses | {"total": sum(weights[k] * x for k, x in losses.items())}
 
     return loss
 
 
-def make(out: Path, settings: Fit, device: str) -> Path:
-    """Train it and write encoder.safetensors, the generator in it, in float16."""
-    generator = generators.load(out, device)
-    encoder = fit(new_encoder(generator.cpu()), loss_through(generator.to(device)), settings,
-                  out / "runs" / "encoder", device)  # fmt: skip
+def make(out: Path, settings: Fit, device: str, start: Path | None = None) -> Path:
+    """Train it and write encoder.safetensors, the generator in it, in float16.
+
+    start: the folder of a miniature whose encoder it begins from, in place of random weights.
+    """
+    generator = generators.load(out)
+    encoder = load(start) if start else new_encoder(generator)
+    loss = loss_through(generator.to(device), Pictures(out))
+    encoder = fit(encoder, loss, settings, out / "runs" / "encoder", device)
     save_encoder(encoder.cpu().half(), out / "encoder.safetensors", generator.cpu().half())
     return out / "encoder.safetensors"
 

@@ -36,12 +36,19 @@ def of_generator(out: Path, people: int) -> dict[str, Any]:
 
 @torch.no_grad()
 def of_encoder(out: Path, people: int) -> dict[str, Any]:
-    """PSNR of the faces that come back through encoder and generator, and the error in the code by W's spread."""
+    """PSNR of the faces that come back through encoder and generator, the error in the code by W's spread, and how the
+    factors that the codes say correlate with the true ones."""
     g, w, factors = people_of(out, people)
     drawn = world.faces(factors, g.config.size)
     found = encoder.load(out)(drawn * 2 - 1)
     error = (found - w).square().mean() / (w - w.mean(0)).square().mean()
-    return {"encoder_psnr_db": psnr(face(g, found), drawn), "encoder_code_error": error.sqrt().item()}
+    said = found.mean(1) @ encoder.says_who(g)
+    tells = [torch.corrcoef(torch.stack(pair))[0, 1].item() for pair in zip(said.T, factors.T, strict=True)]
+    return {
+        "encoder_psnr_db": psnr(face(g, found), drawn),
+        "encoder_code_error": error.sqrt().item(),
+        "encoder_tells": rounded(dict(zip(world.NAMES, tells, strict=True))),
+    }
 
 
 def people_of(out: Path, count: int) -> tuple[Generator, Tensor, Tensor]:

@@ -20,14 +20,14 @@ class Settings:
 
     generator: Fit = Fit(240_000, 8, 2e-2, every=2000)
     critic: Fit = Fit(24_000, 16, 2e-3, every=2000)
-    encoder: Fit = Fit(48_000, 8, 1e-3, every=2000)
+    encoder: Fit = Fit(96_000, 16, 2e-3, every=1600)
     judge: Fit = Fit(64_000, 16, 2e-3, every=1600)
     where: Fit = Fit(48_000, 64, 2e-3, every=3200)
     pictures: int = 32_768
     text: Fit = Fit(25_600, 32, 1e-3, every=3200)
     autoencoder: Fit = Fit(96_000, 8, 1e-3, every=1600)
     unet: Fit = Fit(240_000, 64, 1e-3, every=3200)
-    adapters: Length = Length(64_000, 32_000, speed=Speed("bf16" if CPU_HAS_BFLOAT16 else "fp32", workers=0))
+    adapters: Length = Length(64_000, 32_000, 8, speed=Speed("bf16" if CPU_HAS_BFLOAT16 else "fp32", workers=0))
     people: int = 256
     directions: tuple[str, ...] = world.NAMES
     least_accuracy: float = LEAST
