@@ -93,7 +93,7 @@ def test_the_encoder_begins_from_a_finished_one_where_that_is_wanted(out, tmp_pa
 
 
 def test_codes_say_how_much_of_a_factor_somebody_has():
-    g, (z,) = generator.load(MINIATURE), world.sample(64, np.random.default_rng(0))[None]
+    g, z = generator.load(MINIATURE), world.sample(64, np.random.default_rng(0))
     for name in ("skin", "nose", "smile"):
         more = z + torch.eye(len(world.NAMES))[world.NAMES.index(name)]
         moved = ((generator.code_of(g, more) - generator.code_of(g, z)) @ encoder.says_who(g)).mean(0)

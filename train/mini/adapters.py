@@ -116,6 +116,6 @@ def samples(out: Path, pictures: Pictures, rows: Tensor, words, device: str) -> 
 
 
 def softened(masks: Tensor) -> Tensor:
-    """Face masks [B, 1, h, w], eroded and blurred a little, as the paper's are."""
+    """Masks of heads [B, 1, h, w], eroded and blurred a little, as the paper does with the square of FFHQ's crop."""
     eroded = -F.max_pool2d(-masks, 3, 1, 1)
     return F.avg_pool2d(eroded, 3, 1, 1, count_include_pad=False)
