@@ -100,7 +100,7 @@ def inputs(n: int, pixels: int, device: str) -> Inputs:
     face[..., side // 4 : side // 2, side // 4 : side // 2] = 1
     batch = Batch(
         normal(n, 4, side, side), normal(n, 4, side, side), t, normal(n, 77, 768), normal(n, 18, 512),
-        normal(n, 18, 512), face,
+        normal(n, 18, 512), face, torch.ones_like(face),
     )  # fmt: skip
     ids = torch.randint(49000, (n, 77), generator=rng).to(device)
     return Inputs(normal(n, 3, pixels, pixels).clamp(-1, 1), ids, batch)

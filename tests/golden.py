@@ -218,7 +218,7 @@ def losses_with_gradients(g: Golden) -> Iterator[Result]:
         raise ValueError("rows without their text, but the file has no embedding of the empty text")
     kept = ((x["drop"] & DROP_W) == 0)[:, None, None]
     w, w_hat = kept * x["w"], kept * x["w_augmented"]
-    batch = Batch(x["z0"], x["noise"], x["timesteps"], x["text"], w, w_hat, x["face_mask"])
+    batch = Batch(x["z0"], x["noise"], x["timesteps"], x["text"], w, w_hat, x["face_mask"], torch.ones(1, 1, 1, 1))
     zt = add_noise(batch.z0, batch.noise, batch.t)
     yield Result("z_t", relative(zt, x["zt"]), 1e-4)
     with torch.no_grad():

@@ -83,6 +83,8 @@ DAMAGES = {
     "negative": (lambda f: change(f, latents=put((1, 0, 5), -1)), "standard deviation below 0.*1.png"),
     "bright": (lambda f: change(f, face=put((3, 1), 1.5)), "`face` outside 0..1.*3.png"),
     "faceless": (lambda f: change(f, face=put((0,), 0)), "no face in `face` in 1 of 4 samples .0.png"),
+    "weightless": (lambda f: weigh(f, 0.0), "`weights` below 0, or nothing but 0 in 4 of 4"),
+    "weights": (lambda f: weigh(f, -1.0), "`weights` below 0, or nothing but 0 in 4 of 4"),
     "shape": (lambda f: change(f, text=lambda x: x[:, :50]), r"text is \[4, 50, 768\], expected \[4, 77, 768\]"),
     "layers": (lambda f: change(f, w=lambda x: x[:, :2]), r"w is \[4, 2, 512\], expected \[4, 4, any\]"),
     "width": (lambda f: change(f, w=lambda x: x[..., :64]), r"00001.*w is \[2, 4, 512\], expected \[2, 4, 64\]"),
@@ -95,6 +97,15 @@ DAMAGES = {
     "unfinished": (lambda f: (f / "index.json").unlink(), "not complete .2 shards so far.*goes on"),
     "same codes": (lambda f: [change(f, w=put(slice(None), 1))], "only 3 different codes in 6 samples"),
 }
+
+
+def weigh(folder, value):
+    """Give the first shard weights: all 1 but for one of 2 variants of each sample, which is all `value`."""
+    path = folder / "shard-00000.safetensors"
+    tensors, about = load_file(path), read_about(path)
+    weights = torch.ones(4, 2, 1, 16, 16)
+    weights[:, 1] = value
+    save_file(tensors | {"weights": weights}, path, {"about": json.dumps(about)})
 
 
 def cut(path):

@@ -7,13 +7,13 @@ import pickle
 import numpy as np
 import pytest
 import torch
-from comfyui_wplus.train.data import Prepared, Rows, Stream
+from comfyui_wplus.train.data import Prepared, Rows, Stream, write_dataset
 from comfyui_wplus.train.draws import DROP_TEXT, DROP_W, Augment, Dropout, partner_of, place, sample_of, stream
 from comfyui_wplus.wplus_core.directions import Direction
 from comfyui_wplus.wplus_core.errors import FileError, WPlusError
 from safetensors.torch import save_file
 from torch.utils.data import DataLoader
-from training import LAYERS, SIZE, small_dataset
+from training import LAYERS, SIZE, sample, small_dataset
 
 NEVER = Dropout(0, 0, 0)
 
@@ -141,6 +141,21 @@ def test_latents_are_drawn_from_the_vaes_posterior_and_its_variants(data):
         assert 0.9 < min(fits) < 1.1
         assert torch.equal(x.face, sample["face"][close[-1]].float())
     assert set(close) == {0, 1} and n >= 0
+
+
+def test_a_sample_may_say_how_much_its_places_count(tmp_path):
+    rng = torch.Generator().manual_seed(0)
+    samples = [sample(rng, text=True) | {"weights": torch.rand(2, 1, SIZE, SIZE, generator=rng)} for _ in range(3)]
+    plain = small_dataset(tmp_path / "plain", 3)
+    write_dataset(tmp_path / "data", samples, {"": torch.zeros(77, 768)})
+    s, seen = Stream([Prepared(tmp_path / "data")], 0, 2, dropout=NEVER), set()
+    for n in range(24):
+        x, given = s[n], s.sources[0][s.locate(n)[1]]
+        variant = next(k for k in (0, 1) if torch.equal(x.face, given["face"][k].float()))
+        assert torch.equal(x.weights, given["weights"][variant])
+        seen.add(variant)
+    assert seen == {0, 1}
+    assert Stream([Prepared(plain)], 0, 2)[0].weights.equal(torch.ones(1, SIZE, SIZE))
 
 
 def test_a_loader_with_workers_gives_the_same_batches(data, faces):

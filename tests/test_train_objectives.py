@@ -2,6 +2,7 @@
 
 import pytest
 import torch
+import torch.nn.functional as F
 from comfyui_wplus.train.model import Denoiser, new_adapter, set_trainable
 from comfyui_wplus.train.objectives import Batch, Objective, add_noise, alphas_cumprod, without_gradient
 from diffusers import DDPMScheduler
@@ -23,7 +24,8 @@ def batch():
     w[1] = w_hat[1] = 0
     face = torch.zeros(3, 1, 32, 32)
     face[..., 8:20, 10:22] = 1
-    return Batch(z0, noise, torch.tensor([5, 500, 990]), torch.randn(3, 77, 768, generator=rng), w, w_hat, face)
+    c, weights = torch.randn(3, 77, 768, generator=rng), torch.ones(3, 1, 16, 16)
+    return Batch(z0, noise, torch.tensor([5, 500, 990]), c, w, w_hat, face, weights)
 
 
 def gradients(model, losses):
@@ -86,6 +88,19 @@ def test_losses_are_means_over_all_elements(batch):
     torch.testing.assert_close(losses["disen"], torch.tensor(4 * outside))
     torch.testing.assert_close(losses["reg"], torch.tensor(9.0))
     torch.testing.assert_close(losses["rec"], (rows.noise - 3).square().mean())
+
+
+def test_places_count_by_their_weights(model, batch):
+    """Half the picture with weight 0: the loss is that of the other half, whatever the scale of the weights."""
+    half = torch.zeros_like(batch.weights)
+    half[..., : half.shape[-1] // 2] = 3.0
+    with torch.no_grad():
+        eps = model(add_noise(batch.z0, batch.noise, batch.t), batch.t, batch.c, batch.w)
+        error = (eps - batch.noise).square()[..., : half.shape[-1] // 2].mean()
+        torch.testing.assert_close(Objective()(model, batch._replace(weights=half))["rec"], error)
+        by_face = Objective(face=4.0)(model, batch)["rec"]
+        mask = 1 + 4 * F.interpolate(batch.face, eps.shape[-2:], mode="area")
+        torch.testing.assert_close(Objective()(model, batch._replace(weights=mask))["rec"], by_face)
 
 
 def test_disentanglement_sees_nothing_of_the_face(model, batch):

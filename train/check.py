@@ -85,7 +85,7 @@ def shard_faults(
     h, w = index.latent_size
     text = tuple(data.prompts.shape[1:])
     shapes = {"w": (index.w_layers, width), "text": text, "latents": (None, 8, h, w), "face": (None, 1, h, w)}
-    shapes |= {"mask": (1, None, None), "to_mask": (3, 3), "picture_ends": ()}
+    shapes |= {"weights": (None, 1, h, w), "mask": (1, None, None), "to_mask": (3, 3), "picture_ends": ()}
     needed = {"picture", "picture_ends", "mask", "to_mask"} if data.views else {"latents"}
     if missing := (needed | {"w"}) - tensors.keys():
         yield f"it has no {sorted(missing)}"
@@ -120,6 +120,9 @@ def bad_rows(data: Prepared, tensors: dict[str, Tensor], count: int) -> Iterator
         faces = tensors["face"].flatten(1)
         yield "`face` outside 0..1", where((faces < 0).any(1) | (faces > 1).any(1))
         yield "no face in `face`", where(~(faces > 0).any(1))
+    if "weights" in tensors:
+        weights = tensors["weights"].flatten(2)
+        yield "`weights` below 0, or nothing but 0", where(((weights < 0).any(2) | ~(weights > 0).any(2)).any(1))
     if data.views:
         yield "a picture that cannot be decoded", [i for i in range(count) if not decodes(tensors, i)]
 

@@ -8,8 +8,9 @@ A data set is a folder:
         latents [n, K, 8, h, w]     mean and standard deviation of the VAE's latent, K augmented variants
         w       [n, L, 512]
         face    [n, K, 1, h', w']   1 on the face, eroded and blurred (what stage II needs)
+        weights [n, K, 1, h, w]     how much each place counts in L_rec; without them all alike
         text    [n, 77, 768]        of the sample's own caption; without it a prompt is drawn (stage I)
-      or, instead of latents and face, what index.json's `views` are drawn from while training:
+      or, instead of latents, face and weights, what index.json's `views` are drawn from while training:
         picture [bytes], picture_ends [n]   the photos' JPEG files, one after the other, and where each ends
         mask    [n, 1, m, m]        uint8, the face in its aligned crop
         to_mask [n, 3, 3]           float64, pixel indices of the photo -> of the mask
@@ -180,7 +181,7 @@ class Stream(Dataset):
         source, i = self.locate(n)
         data, rng = self.sources[source], stream(self.seed, IMAGE, n)
         sample, other = data[i], self.w(partner_of(n, self.seed, self.batch))
-        picture, mean, std, face = draw_picture(rng, data, sample)
+        picture, mean, std, face, weights = draw_picture(rng, data, sample)
         posterior = normal(rng, mean.shape)
         z0 = (mean + std * posterior) * data.index.scaling_factor
         noise, t, drop = normal(rng, z0.shape), int(rng.integers(STEPS)), self.dropout(rng)
@@ -189,7 +190,7 @@ class Stream(Dataset):
         w = sample["w"].float()
         w_hat = self.augment(rng, w, other, self.directions)
         kept = 0.0 if drop & DROP_W else 1.0
-        batch = Batch(z0, noise, torch.tensor(t), c.float(), kept * w, kept * w_hat, face)
+        batch = Batch(z0, noise, torch.tensor(t), c.float(), kept * w, kept * w_hat, face, weights)
         return batch if picture is None else Drawn(picture, posterior, batch)
 
     def check(self, face: bool):
@@ -213,16 +214,19 @@ class Stream(Dataset):
 
 def draw_picture(
     rng: np.random.Generator, data: Prepared, sample: Sample
-) -> tuple[Tensor | None, Tensor, Tensor, Tensor]:
-    """The picture if it is still to be encoded, the posterior's mean and standard deviation [4, h, w], the face."""
+) -> tuple[Tensor | None, Tensor, Tensor, Tensor, Tensor]:
+    """The picture if it is still to be encoded, the posterior's mean and standard deviation [4, h, w], the face and the
+    weights [1, h, w]."""
     size = data.index.latent_size
+    nowhere, everywhere = torch.zeros(1, *size), torch.ones(1, *size)
     if data.views is None:
         variant = rng.integers(len(sample["latents"]))
         mean, std = sample["latents"][variant].float().chunk(2)
-        return None, mean, std, sample["face"][variant].float() if "face" in sample else torch.zeros(1, *size)
+        masks = {k: sample[k][variant].float() for k in ("face", "weights") if k in sample}
+        return None, mean, std, masks.get("face", nowhere), masks.get("weights", everywhere)
     picture, face = data.draw(rng, sample)
     unknown = torch.zeros(LATENT_CHANNELS, *size)
-    return picture, unknown, unknown, face
+    return picture, unknown, unknown, face, everywhere
 
 
 def encode(item: Batch | Drawn, device: torch.device, vae: AutoencoderKL | None = None) -> Batch:

@@ -23,7 +23,7 @@ class Batch(NamedTuple):
     """What one loss needs; w, w_hat and c have their dropped rows already.
 
     z0, noise: [B, 4, h, w], t: [B], c: [B, 77, 768], w and w_hat = Aug(w): [B, L, 512], face: [B, 1, h', w'], 1 on the
-    face (its soft edge between).
+    face (its soft edge between). weights: [B, 1, h, w], how much each place counts in L_rec; only their ratios matter.
     """
 
     z0: Tensor
@@ -33,6 +33,7 @@ class Batch(NamedTuple):
     w: Tensor
     w_hat: Tensor
     face: Tensor
+    weights: Tensor
 
 
 @dataclass(frozen=True)
@@ -64,7 +65,7 @@ class Objective:
         zt = add_noise(batch.z0, batch.noise, batch.t)
         targets = without_gradient(model, zt, batch, bool(self.disen), bool(self.reg))
         eps = model(zt, batch.t, batch.c, batch.w)
-        places = 1 + self.face * at_size(batch.face, eps) if self.face else None
+        places = batch.weights * (1 + self.face * at_size(batch.face, eps)) if self.face else batch.weights
         losses = {"rec": reconstruction(eps, batch.noise, batch.t, self.min_snr, places)}
         if self.disen:
             losses["disen"] = disentanglement(eps, targets["disen"], batch.face)
