@@ -4,7 +4,9 @@ import copy
 
 import pytest
 import torch
-from comfyui_wplus.train.attention import cross_attention_channels, cross_attention_names, install
+import torch.nn.functional as F
+from comfyui_wplus.train import attention
+from comfyui_wplus.train.attention import attend, cross_attention_channels, cross_attention_names, install
 from comfyui_wplus.wplus_core.adapter import AdapterConfig, WPlusAdapter
 from comfyui_wplus.wplus_core.errors import WPlusError
 from diffusers import UNet2DConditionModel
@@ -53,6 +55,28 @@ def test_sd1_has_the_published_sixteen_layers():
 def test_installed_but_unused_is_diffusers_own_model_bit_for_bit(world):
     unet, original, _, inputs = world
     assert torch.equal(eps(unet, inputs), eps(original, inputs))
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16])
+def test_few_tokens_on_a_cpu_are_attended_as_by_pytorch(dtype, monkeypatch):
+    rng = torch.Generator().manual_seed(0)
+    q, k, v, gradient = (torch.randn(2, 3, n, 16, generator=rng).to(dtype) for n in (40, 24, 24, 40))
+    found = {}
+    for name, f in (("ours", attend), ("exact", F.scaled_dot_product_attention)):
+        tensors = [x.detach().to(dtype if name == "ours" else torch.float64).requires_grad_() for x in (q, k, v)]
+        h = f(*tensors)
+        h.backward(gradient.to(h.dtype))
+        found[name] = [x.double() for x in (h.detach(), *(t.grad for t in tensors))]
+    assert attend(q, k, v).dtype == dtype
+    for ours, exact in zip(found["ours"], found["exact"], strict=True):
+        assert (ours - exact).norm() / exact.norm() < {torch.float32: 1e-6, torch.bfloat16: 2e-2, torch.float16: 3e-3}[
+            dtype
+        ]
+    mask = torch.zeros(2, 3, 40, 24, dtype=dtype)
+    mask[..., 12:] = -torch.inf
+    torch.testing.assert_close(attend(q, k, v, mask), attend(q, k[:, :, :12], v[:, :, :12]), rtol=0.02, atol=0.02)
+    monkeypatch.setattr(attention, "FEW", 1)  # to PyTorch's own
+    assert torch.equal(attend(q, k, v), F.scaled_dot_product_attention(q, k, v))
 
 
 def test_a_padded_prompt_is_masked_as_in_diffusers(world):

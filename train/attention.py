@@ -1,21 +1,24 @@
 """The W+ adapter in diffusers' SD1.x UNet, by attention processors.
 
-    install(unet)
-    unet(z, t, c, cross_attention_kwargs={"wplus": adapter.fold(w).scaled(0.8)})
-    unet(z, t, c, cross_attention_kwargs={"wplus": adapter.residual(tokens)})      # the reference form
-    unet(z, t, c)                                                                  # the plain model
+install(unet)
+unet(z, t, c, cross_attention_kwargs={"wplus": adapter.fold(w).scaled(0.8)})
+unet(z, t, c, cross_attention_kwargs={"wplus": adapter.residual(tokens)})      # the reference form
+unet(z, t, c)                                                                  # the plain model
 """
 
 from __future__ import annotations
 
 from typing import Protocol
 
+import torch
 import torch.nn.functional as F
 from diffusers import UNet2DConditionModel
 from diffusers.models.attention_processor import Attention
 from torch import Tensor
 
 from ..wplus_core.errors import WPlusError
+
+FEW = 256 * 256  # pairs of tokens
 
 
 class Residual(Protocol):
@@ -49,10 +52,23 @@ class WPlusAttnProcessor:
             attention_mask = attention_mask.unflatten(0, (-1, attn.heads))
         qkv = attn.to_q(hidden_states), attn.to_k(context), attn.to_v(context)
         q, k, v = (x.unflatten(-1, (attn.heads, -1)).transpose(1, 2) for x in qkv)
-        h = F.scaled_dot_product_attention(q, k, v, attn_mask=attention_mask).transpose(1, 2).flatten(2)
+        h = attend(q, k, v, attention_mask).transpose(1, 2).flatten(2)
         if wplus is not None and self.layer is not None:
             h = wplus.add(h, self.layer, hidden_states) if self.parallel else wplus.add(h, self.layer)
         return attn.to_out[1](attn.to_out[0](h))
+
+
+def attend(q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None = None) -> Tensor:
+    """Scaled dot-product attention; q: [B, H, N, d], k and v: [B, H, M, d], mask: added to the scores.
+
+    PyTorch's kernel for CPUs takes up to five times as long as its products one by one where the numbers have 16 bits
+    and the tokens are few (`benchmarks/cpu_attention.py`).
+    """
+    few = q.shape[-2] * k.shape[-2] <= FEW and mask is None
+    if few and q.device.type == "cpu" and q.dtype in (torch.bfloat16, torch.float16):
+        weights = torch.matmul(q * q.shape[-1] ** -0.5, k.transpose(-1, -2)).softmax(-1)
+        return torch.matmul(weights, v)
+    return F.scaled_dot_product_attention(q, k, v, attn_mask=mask)
 
 
 def cross_attention_names(unet: UNet2DConditionModel) -> list[str]:
@@ -68,7 +84,8 @@ def cross_attention_channels(unet: UNet2DConditionModel) -> tuple[int, ...]:
 
 
 def install(unet: UNet2DConditionModel, parallel: bool = False):
-    """Replace the UNet's attention processors by ours; without `wplus` it stays the plain model, bit for bit.
+    """Replace the UNet's attention processors by ours; without `wplus` it stays the plain model, bit for bit but for
+    the rounding of 16-bit numbers on a CPU.
 
     Those that are ours already stay: new ones would make torch.compile start again.
     """
