@@ -134,18 +134,32 @@ def test_the_face_and_its_features_count_more_for_the_unet(out, monkeypatch):
     assert plain["mse"] == found["mse"] and abs(plain["total"] / found["total"] - 1) > 1e-3
 
 
-def test_masks_are_of_features_in_aligned_faces_and_of_the_head_in_scenes(out):
+def test_what_counts_in_the_adapters_pictures_counted_for_the_unet(out):
     kept, words = pictures.Pictures(out), text.load(out)
     rows = torch.tensor([0, 1])  # every fourth picture is aligned
     assert adapters.is_aligned(kept)[rows].tolist() == [True, False]
-    (aligned,), (scene,) = (
-        [sample["face"][0] for sample in adapters.samples(out, kept, row[None], said, "cpu")]
-        for row, said in zip(rows, (None, words), strict=True)
-    )
-    eye_x, eye_y = (kept.points[0, 0] / 4).round().int().tolist()
-    assert aligned[0, eye_y, eye_x] > 0.8 and aligned[0, 0, 0] < 0.05
-    head = kept.get("masks", rows[1:].numpy())[0]
-    assert scene[0][head[0] == 0].max() == 0 and 0.4 * head.sum() < scene.sum() < head.sum()
+    for row, said in zip(rows, (None, words), strict=True):
+        (sample,) = adapters.samples(out, kept, row[None], said, "cpu")
+        expected = base.weights(kept.get("masks", row[None].numpy()), kept.points[row[None]], 16)
+        torch.testing.assert_close(sample["weights"].float(), expected, rtol=1e-3, atol=0)
+        assert ("face" in sample) == ("text" in sample) == (said is not None)
+
+
+def test_the_face_of_a_scene_is_the_square_of_its_crop():
+    """Eroded and blurred: 1 where the crop's middle is, 0 outside it, and the edge where the crop's is, less 4 px."""
+    points = torch.tensor([[[52.0, 60.0], [76.0, 60.0], [64.0, 70.0], [56.0, 84.0], [72.0, 84.0]]])
+    to_picture = world.ffhq(points, 64)[0]
+    left, top = (to_picture @ torch.tensor([-0.5, -0.5, 1.0]))[:2].tolist()
+    right, bottom = (to_picture @ torch.tensor([63.5, 63.5, 1.0]))[:2].tolist()
+    face = adapters.crops_in(points, 128)[0, 0]
+    assert face.shape == (128, 128) and face.min() == 0 and face.max() == pytest.approx(1)
+    across, down = face[round((top + bottom) / 2)], face[:, round((left + right) / 2)]
+    for line, start, end in ((across, left, right), (down, top, bottom)):
+        inside = (line > 0.5).nonzero()[:, 0]
+        assert inside[0] - start == pytest.approx(4.5, abs=1) and end - inside[-1] == pytest.approx(4.5, abs=1)
+    turned = torch.tensor([[0.8, -0.6], [0.6, 0.8]])
+    small = adapters.crops_in((points - 64) @ turned.T + 64, 16)[0, 0]
+    assert 0.9 < small.sum() * 64 / face.sum() < 1  # a turned square loses more, as photos' do
 
 
 def test_words_that_were_known_keep_their_meaning(out, tmp_path, monkeypatch):
@@ -192,7 +206,7 @@ def test_the_evaluation_measures_what_is_trained_and_writes_its_tables(out, tmp_
     assert evaluation.variants(bench)["lambda0"] == results["variants"]["lambda0"]
     assert painted == {path: path.stat().st_mtime_ns for path in (out / "evaluation").rglob("*.png")}
 
-    assert list(results["variants"]) == ["drawn", "restored", "full", "lambda0"]
+    assert list(results["variants"]) == ["drawn", "restored", "told", "full", "lambda0"]
     full = results["variants"]["full"]
     assert full["pictures"] == 20 and 0 <= full["text_agreement"] <= 1 and full["id"] > 0
     assert results["scales"]["0"]["retrieval_top1"] <= 1 and set(results["edit_curves"]["smile"]) == {"+1", "+2"}
@@ -211,13 +225,26 @@ def test_the_evaluation_measures_what_is_trained_and_writes_its_tables(out, tmp_
     assert "| lambda0 |" in text and json.loads((tmp_path / "miniature.json").read_text())["variants"]["full"] == full
 
 
+def test_the_plain_model_is_told_all_looks_that_fit_in(out, monkeypatch):
+    bench, captions = Bench(out, Size(4, steps=1, tried=24, batch=3), "cpu"), []
+    embed = bench.text
+    monkeypatch.setattr(bench, "text", lambda texts: captions.extend(texts) or embed(texts))
+    painted = evaluation.told(bench)
+    assert [len(x) for x in painted.values()] == [4] * 5 and not torch.equal(*painted[next(iter(painted))][:2])
+    looks = world.looks(bench.people.factors)
+    for caption, prompt, words in zip(captions, [p for p in painted for _ in range(4)], looks * 5, strict=True):
+        assert caption.endswith(prompt.removeprefix("a "))
+        said = [word for word in caption.split() if word in words]
+        assert len(said) == min(len(words), world.MOST_LOOKS) > 10
+
+
 def test_the_documented_tables_are_those_of_the_documented_numbers():
     docs = Path(__file__).parents[1] / "docs"
     results = json.loads((docs / "miniature.json").read_text(encoding="utf-8"))
     page = (docs / "miniature.md").read_text(encoding="utf-8")
     assert f"{evaluation.BEGIN}\n{evaluation.report(results)}\n{evaluation.END}" in page
-    assert set(results["variants"]) == {"drawn", "restored", "lambda0", *evaluation.VARIANTS}
-    assert all(v["pictures"] >= 500 for name, v in results["variants"].items() if name not in ("drawn", "restored"))
+    assert set(results["variants"]) == {"drawn", "restored", "told", "lambda0", *evaluation.VARIANTS}
+    assert all(v["pictures"] >= 500 for v in results["variants"].values())
 
 
 def test_an_evaluation_without_an_adapter_says_what_is_missing(out, tmp_path):

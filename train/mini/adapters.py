@@ -17,12 +17,14 @@ from ..data import Writer
 from ..export import export
 from ..loop import train
 from ..objectives import Objective
+from ..views import Views
 from . import base, encoder, scenes, text, world
-from .pictures import Pictures
+from .pictures import CROP, SIZE, Pictures
 
 # The paper's weights but for L_reg's: at 1, as there, the least loss is half way from the plain model to the person.
-FULL = Objective(disen=1.5, reg=0.2, min_snr=5.0, face=base.FACE)
-STAGE1 = Objective(min_snr=5.0, face=base.FEATURES)  # the masks of aligned faces are of eyes, nose and mouth
+FULL = Objective(disen=1.5, reg=0.2, min_snr=5.0)
+STAGE1 = Objective(min_snr=5.0)
+VIEWS = Views(SIZE, erode=SIZE // 16, blur=3)  # kernels of the same share of the picture as the paper's
 WEAKER = 0.1  # times L_reg's weight, in the ablation
 DATA = ("aligned", "wild")
 TRAININGS = ("stage1", "full", "without_disen", "without_reg", "weaker_reg", "one_stage", "parallel_stage1", "parallel")
@@ -81,8 +83,8 @@ def make(out: Path, name: str, length: Length, start: Path | None = None) -> Pat
 def make_data(out: Path, name: str, device: str) -> Path:
     """The prepared data set of a stage: aligned faces with neutral captions, or photos of people in scenes with theirs.
 
-    w is what the encoder sees in the aligned crop; stage II has photos alone, as the paper. Masks: of eyes, nose and
-    mouth in aligned faces, of the head in scenes.
+    w is what the encoder sees in the aligned crop; stage II has photos alone, as the paper. What counts in them counted
+    for the UNet too.
     """
     pictures, words = Pictures(out), text.load(out, device)
     prompts = {p: words([p])[0].half().cpu() for p in ("", world.NEUTRAL)}
@@ -108,14 +110,22 @@ def samples(out: Path, pictures: Pictures, rows: Tensor, words, device: str) -> 
     for part in rows.split(128):
         w = e4e(pictures.get("crops", part.numpy()).to(device) * 2 - 1).half().cpu()
         points, masks = pictures.points[part], pictures.get("masks", part.numpy())
-        faces = (softened(masks) if words else base.features(points, masks.shape[-1])).half()
-        captions = words(pictures.captions(part)).half().cpu() if words else [None] * len(part)
-        for latent, code, face, caption in zip(latents[part], w, faces, captions, strict=True):
-            sample = {"latents": latent[None], "w": code, "face": face[None]}
-            yield sample if caption is None else sample | {"text": caption}
+        size = latents.shape[-1]
+        made = {"latents": latents[part], "weights": base.weights(masks, points, size).half()}
+        if words:
+            made |= {"face": crops_in(points, size).half(), "text": words(pictures.captions(part)).half().cpu()}
+        for i, code in enumerate(w):
+            yield {k: x[i] if k == "text" else x[i, None] for k, x in made.items()} | {"w": code}
 
 
-def softened(masks: Tensor) -> Tensor:
-    """Masks of heads [B, 1, h, w], eroded and blurred a little, as the paper does with the square of FFHQ's crop."""
-    eroded = -F.max_pool2d(-masks, 3, 1, 1)
-    return F.avg_pool2d(eroded, 3, 1, 1, count_include_pad=False)
+def crops_in(points: Tensor, size: int) -> Tensor:
+    """The paper's face regions [B, 1, size, size], 1 inside: the square of FFHQ's crop, eroded and blurred.
+
+    points: [B, 5, 2] in pixels of a picture.
+    """
+    to_crop = torch.linalg.inv(world.ffhq(points, CROP))
+    i = torch.arange(SIZE, dtype=points.dtype)
+    pixels = torch.stack([*torch.meshgrid(i, i, indexing="xy"), torch.ones(SIZE, SIZE)], -1)
+    at = torch.einsum("bij,hwj->bhwi", to_crop[:, :2], pixels)
+    inside = ((at > -0.5) & (at < CROP - 0.5)).all(-1).float()
+    return F.adaptive_avg_pool2d(torch.stack([VIEWS.soften(x[None]) for x in inside]), size)

@@ -11,6 +11,7 @@ from diffusers import UNet2DConditionModel
 from torch import Tensor
 
 from ...wplus_core.files import read, write_safetensors
+from ..attention import install
 from ..data import Index
 from ..objectives import STEPS, add_noise, reconstruction
 from . import autoencoder, text
@@ -101,7 +102,10 @@ def make(out: Path, settings: Fit, device: str, start: Path | None = None) -> Pa
     unet = new_unet()
     if start:
         unet.load_state_dict(load(start).state_dict())
-    unet = fit(unet.to(memory_format=torch.channels_last), loss, settings, out / "runs" / "unet", device)
+    install(unet)  # its attention is faster on a CPU
+    if device == "cuda":
+        unet.to(memory_format=torch.channels_last)  # PyTorch's group norm is many times slower with it on a CPU
+    unet = fit(unet, loss, settings, out / "runs" / "unet", device)
     unet.to("cpu", memory_format=torch.contiguous_format).half().save_pretrained(out / "base" / "unet")
     return out / "base" / "unet" / "diffusion_pytorch_model.safetensors"
 

@@ -18,6 +18,7 @@ from pathlib import Path
 from statistics import fmean
 from typing import Annotated, Any
 
+import numpy as np
 import torch
 import tyro
 from torch import Tensor
@@ -111,23 +112,38 @@ class Bench:
 
 
 def variants(bench: Bench) -> dict[str, Any]:
-    """Text, identity and detection of drawn pictures, as they are and as the VAE gives them back, of λ = 0, of the
-    method and of its ablations."""
+    """Text, identity and detection of drawn pictures, as they are and as the VAE gives them back, of the plain model
+    told by words who it is, of λ = 0, of the method and of its ablations."""
     methods = [bench.method(name) for name in bench.trained] + [bench.method("full", 0.0, "lambda0")]
     found = evaluate(bench.plan(bench.size.people), methods, [bench.witness])["methods"]
     drawn = {prompt: scenes.scenes(bench.people.factors, bench.people.scenes(prompt)).images for prompt in PROMPTS}
     restored = {prompt: autoencoder.restored(bench.vae, x) for prompt, x in drawn.items()}
-    best = {"drawn": of_drawn(bench, "drawn", drawn), "restored": of_drawn(bench, "restored", restored)}
+    best = {"drawn": drawn, "restored": restored, "told": told(bench)}
+    best = {name: seen_in(bench, name, pictures) for name, pictures in best.items()}
     return best | {m.name: means(found[m.key]) for m in methods}
 
 
-def of_drawn(bench: Bench, name: str, drawn: Mapping[str, Tensor]) -> dict[str, float]:
-    """What the witness says of the renderer's own pictures, by prompt: as good as it can get."""
+def told(bench: Bench) -> dict[str, Tensor]:
+    """By prompt: what the plain model paints of all people when the caption says of their looks what fits in."""
+    people, rng, s = bench.people, np.random.default_rng(0), bench.size
+    looks = [rng.permutation(words)[: world.MOST_LOOKS].tolist() for words in world.looks(people.factors)]
+    painted = {}
+    for number, prompt in enumerate(PROMPTS):
+        captions = bench.text([world.looking(prompt, words) for words in looks])
+        start = noise([(number, i) for i in range(len(looks))], LATENT)
+        parts = zip(*(x.split(s.batch) for x in (people.codes, captions, start)), strict=True)
+        painted[prompt] = torch.cat([bench.paint(None, *part, Sampling(s.steps, s.guidance)) for part in parts])
+    return painted
+
+
+def seen_in(bench: Bench, name: str, painted: Mapping[str, Tensor]) -> dict[str, Any]:
+    """What the witness says of pictures of all people, by prompt."""
     rows = []
-    for prompt, pictures in drawn.items():
+    for prompt, pictures in painted.items():
         shown = [Shown(Picture(f"{name}/{prompt}/{i}", x), prompt, f"{i:03d}") for i, x in enumerate(pictures)]
         rows.append(bench.witness(shown))
-    return {NAMES.get(k, k): round(fmean(x for row in rows for x in row[k]), 5) for k in rows[0]}
+    found = {NAMES.get(k, k): round(fmean(x for row in rows for x in row[k]), 5) for k in rows[0]}
+    return found | {"pictures": sum(map(len, painted.values()))}
 
 
 def means(row: Mapping[str, Any]) -> dict[str, Any]:

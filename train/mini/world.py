@@ -198,8 +198,9 @@ def looks(z: Tensor) -> list[list[str]]:
 
 
 def some_looks(z: Tensor, rng: np.random.Generator, most: int = MOST_LOOKS) -> list[list[str]]:
-    """For each none to `most` of the words that are true, in any order."""
-    return [rng.permutation(row)[: rng.integers(most + 1)].tolist() for row in looks(z)]
+    """For each none to `most` of the words that are true, for every other one `most`, in any order."""
+    counts = [most if rng.random() < 0.5 else rng.integers(most + 1) for _ in z]
+    return [rng.permutation(row)[:n].tolist() for row, n in zip(looks(z), counts, strict=True)]
 
 
 def looking(caption: str, words: Sequence[str]) -> str:
