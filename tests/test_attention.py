@@ -57,8 +57,8 @@ def test_installed_but_unused_is_diffusers_own_model_bit_for_bit(world):
     assert torch.equal(eps(unet, inputs), eps(original, inputs))
 
 
-@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16])
-def test_few_tokens_on_a_cpu_are_attended_as_by_pytorch(dtype, monkeypatch):
+@pytest.mark.parametrize("dtype, tolerance", [(torch.float32, 1e-6), (torch.bfloat16, 2e-2), (torch.float16, 3e-3)])
+def test_few_tokens_on_a_cpu_are_attended_as_by_pytorch(dtype, tolerance, monkeypatch):
     rng = torch.Generator().manual_seed(0)
     q, k, v, gradient = (torch.randn(2, 3, n, 16, generator=rng).to(dtype) for n in (40, 24, 24, 40))
     found = {}
@@ -69,9 +69,7 @@ def test_few_tokens_on_a_cpu_are_attended_as_by_pytorch(dtype, monkeypatch):
         found[name] = [x.double() for x in (h.detach(), *(t.grad for t in tensors))]
     assert attend(q, k, v).dtype == dtype
     for ours, exact in zip(found["ours"], found["exact"], strict=True):
-        assert (ours - exact).norm() / exact.norm() < {torch.float32: 1e-6, torch.bfloat16: 2e-2, torch.float16: 3e-3}[
-            dtype
-        ]
+        assert (ours - exact).norm() / exact.norm() < tolerance
     mask = torch.zeros(2, 3, 40, 24, dtype=dtype)
     mask[..., 12:] = -torch.inf
     torch.testing.assert_close(attend(q, k, v, mask), attend(q, k[:, :, :12], v[:, :, :12]), rtol=0.02, atol=0.02)

@@ -1,9 +1,9 @@
 """The W+ adapter in diffusers' SD1.x UNet, by attention processors.
 
-install(unet)
-unet(z, t, c, cross_attention_kwargs={"wplus": adapter.fold(w).scaled(0.8)})
-unet(z, t, c, cross_attention_kwargs={"wplus": adapter.residual(tokens)})      # the reference form
-unet(z, t, c)                                                                  # the plain model
+    install(unet)
+    unet(z, t, c, cross_attention_kwargs={"wplus": adapter.fold(w).scaled(0.8)})
+    unet(z, t, c, cross_attention_kwargs={"wplus": adapter.residual(tokens)})      # the reference form
+    unet(z, t, c)                                                                  # the plain model
 """
 
 from __future__ import annotations
