@@ -61,7 +61,7 @@ class WPlusAttnProcessor:
 def attend(q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None = None) -> Tensor:
     """Scaled dot-product attention; q: [B, H, N, d], k and v: [B, H, M, d], mask: added to the scores.
 
-    PyTorch's kernel for CPUs takes up to five times as long as its products one by one where the numbers have 16 bits
+    PyTorch's kernel for CPUs takes up to four times as long as its products one by one where the numbers have 16 bits
     and the tokens are few (`benchmarks/cpu_attention.py`).
     """
     few = q.shape[-2] * k.shape[-2] <= FEW and mask is None
