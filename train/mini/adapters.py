@@ -10,6 +10,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from ...wplus_core.align import warp
 from ...wplus_core.errors import WPlusError
 from ...wplus_core.files import read
 from ..config import Config, Keep, Optim, Speed, Track
@@ -17,7 +18,7 @@ from ..data import Writer
 from ..export import export
 from ..loop import train
 from ..objectives import Objective
-from ..views import Views
+from ..views import Views, shift
 from . import base, encoder, scenes, text, world
 from .pictures import CROP, SIZE, Pictures
 
@@ -123,9 +124,7 @@ def crops_in(points: Tensor, size: int) -> Tensor:
 
     points: [B, 5, 2] in pixels of a picture.
     """
-    to_crop = torch.linalg.inv(world.ffhq(points, CROP))
-    i = torch.arange(SIZE, dtype=points.dtype)
-    pixels = torch.stack([*torch.meshgrid(i, i, indexing="xy"), torch.ones(SIZE, SIZE)], -1)
-    at = torch.einsum("bij,hwj->bhwi", to_crop[:, :2], pixels)
-    inside = ((at > -0.5) & (at < CROP - 0.5)).all(-1).float()
-    return F.adaptive_avg_pool2d(torch.stack([VIEWS.soften(x[None]) for x in inside]), size)
+    to_crop = torch.linalg.inv(world.ffhq(points.double(), CROP))
+    framed = F.pad(torch.ones(1, 1, CROP, CROP), (1, 1, 1, 1))  # a border of 0, so that outside the crop is no face
+    inside = warp(framed, shift(1) @ to_crop, (SIZE, SIZE))
+    return F.adaptive_avg_pool2d(torch.stack([VIEWS.soften(x) for x in inside]), size)
