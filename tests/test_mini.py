@@ -33,10 +33,12 @@ from comfyui_wplus.train.mini.evaluation import Bench, Size
 from comfyui_wplus.train.mini.fit import Fit, fit
 from comfyui_wplus.train.mini.judge import Judge, Seen
 from comfyui_wplus.train.mini.settings import TINY
+from comfyui_wplus.train.sampling import noise
 from comfyui_wplus.wplus_core.adapter import AdapterConfig
 from comfyui_wplus.wplus_core.checkpoints import load_adapter, load_encoder, load_generator
 from comfyui_wplus.wplus_core.direction_files import load_directions
 from comfyui_wplus.wplus_core.errors import WPlusError
+from comfyui_wplus.wplus_core.faces import from_5
 from comfyui_wplus.wplus_core.stylegan2 import GeneratorConfig
 from torchvision.transforms.functional import pil_to_tensor
 from transformers import CLIPTokenizer
@@ -206,7 +208,7 @@ def test_the_evaluation_measures_what_is_trained_and_writes_its_tables(out, tmp_
     assert evaluation.variants(bench)["lambda0"] == results["variants"]["lambda0"]
     assert painted == {path: path.stat().st_mtime_ns for path in (out / "evaluation").rglob("*.png")}
 
-    assert list(results["variants"]) == ["drawn", "restored", "told", "full", "lambda0"]
+    assert list(results["variants"]) == ["drawn", "restored", "told", "full", "confined", "lambda0"]
     full = results["variants"]["full"]
     assert full["pictures"] == 20 and 0 <= full["text_agreement"] <= 1 and full["id"] > 0
     assert results["scales"]["0"]["retrieval_top1"] <= 1 and set(results["edit_curves"]["smile"]) == {"+1", "+2"}
@@ -223,6 +225,20 @@ def test_the_evaluation_measures_what_is_trained_and_writes_its_tables(out, tmp_
     text = page.read_text(encoding="utf-8")
     assert text.startswith("before\n") and text.endswith("after\n") and "OLD TABLE" not in text
     assert "| lambda0 |" in text and json.loads((tmp_path / "miniature.json").read_text())["variants"]["full"] == full
+
+
+def test_a_confined_adapter_works_where_the_plain_model_paints_the_face(out, monkeypatch):
+    bench, masks = Bench(out, Size(3, steps=1, tried=24, batch=3), "cpu"), []
+    monkeypatch.setattr(evaluation, "sample", lambda *args: masks.append(args[7]) or args[5])
+    shifted = [[40.0, 40.0], [60.0, 40.0], [50.0, 50.0], [42.0, 60.0], [58.0, 60.0]]
+    known = iter([from_5(np.array(shifted)), None, from_5(np.array(shifted) + 20)])
+    monkeypatch.setattr(bench.witness, "points", lambda picture: next(known))
+    method = bench.method("full", name="confined", confined=True)
+    method.paint(bench.people.codes[:3], list(witness.PROMPTS)[:3], noise(range(3), evaluation.LATENT))
+    assert masks[0] is None
+    first, nobody, second = masks[1][:, 0]
+    assert 0 < first.mean() < 1 and first[50, 50] == 1 and torch.equal(first.roll((20, 20), (0, 1)), second)
+    assert nobody.min() == 1
 
 
 def test_the_plain_model_is_told_all_looks_that_fit_in(out, monkeypatch):
@@ -243,7 +259,7 @@ def test_the_documented_tables_are_those_of_the_documented_numbers():
     results = json.loads((docs / "miniature.json").read_text(encoding="utf-8"))
     page = (docs / "miniature.md").read_text(encoding="utf-8")
     assert f"{evaluation.BEGIN}\n{evaluation.report(results)}\n{evaluation.END}" in page
-    assert set(results["variants"]) == {"drawn", "restored", "told", "lambda0", *evaluation.VARIANTS}
+    assert set(results["variants"]) == {"drawn", "restored", "told", "confined", "lambda0", *evaluation.VARIANTS}
     assert all(v["pictures"] >= 500 for v in results["variants"].values())
 
 

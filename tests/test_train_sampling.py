@@ -4,7 +4,7 @@ import pytest
 import torch
 from comfyui_wplus.train.model import Denoiser, new_adapter
 from comfyui_wplus.train.objectives import alphas_cumprod
-from comfyui_wplus.train.sampling import Sampling, ddim, decode, noise, sample
+from comfyui_wplus.train.sampling import Confined, Sampling, ddim, decode, noise, sample
 from comfyui_wplus.wplus_core.errors import WPlusError
 from diffusers import AutoencoderKL
 from training import LAYERS, SIZE, small_unet
@@ -90,6 +90,28 @@ def test_the_adapter_works_between_start_and_end_alone(unet):
         calls.clear()
         sample(unet, adapter, w, c, uncond, z, Sampling(steps=10, start=start, end=end))
         assert calls.count(0) == steps
+
+
+@pytest.mark.parametrize("parallel", [False, True], ids=["folded", "parallel"])
+def test_a_mask_says_where_the_adapter_works(unet, parallel):
+    adapter, (w, c, uncond, z), settings = adapter_of(unet, parallel), inputs(), Sampling(steps=2)
+    masks = torch.stack([torch.zeros(1, 20, 20), torch.ones(1, 20, 20)])
+    first, second = sample(unet, adapter, w, c, uncond, z, settings, masks)
+    plain, whole = (sample(unet, a, w, c, uncond, z, settings) for a in (None, adapter))
+    assert torch.equal(first, plain[0]) and relative(second, whole[1]) < 1e-5 and relative(first, whole[0]) > 1e-3
+
+
+def test_a_mask_shrinks_with_the_features():
+    class Adds:
+        def add(self, h, i):
+            return h + 4
+
+    mask = torch.zeros(1, 1, 10, 14)
+    mask[..., :7] = 1
+    confined = Confined(Adds(), mask, (5, 7))  # the UNet's next levels are (3, 4) and (2, 2)
+    for h, w in ((5, 7), (3, 4), (2, 2)):
+        added = confined.add(torch.zeros(1, h * w, 3), 0).unflatten(1, (h, w))[0, :, :, 0]
+        assert (added[:, 0] == 4).all() and (added[:, -1] == 0).all() and (added == added[:1]).all()
 
 
 def test_it_starts_at_the_noise():

@@ -15,9 +15,9 @@ import torch
 from diffusers import AutoencoderKL, DDIMScheduler, UNet2DConditionModel
 from torch import Tensor
 
-from ..wplus_core.adapter import WPlusAdapter
+from ..wplus_core.adapter import WPlusAdapter, pixel_weights
 from ..wplus_core.errors import WPlusError
-from .attention import install
+from .attention import Residual, install
 from .base import LATENT_CHANNELS
 from .draws import normal, stream
 from .model import residual
@@ -55,11 +55,12 @@ def sample(
     uncond: Tensor,
     noise: Tensor,
     settings: Sampling | None = None,
+    mask: Tensor | None = None,
 ) -> Tensor:
     """Latents z_0 of one batch, times the VAE's scaling factor, float32 on the UNet's device; `decode` takes them.
 
     w: [B, L, 512], c: [B, 77, 768], uncond: [77, 768], the text encoder's "", noise: [B, 4, h, w]. Without an adapter
-    it is the plain model.
+    it is the plain model. mask: [B, 1, H, W] in 0..1, of any size: where the adapter adds to the text; None: all over.
     """
     settings = settings or Sampling()
     parallel = adapter is not None and adapter.config.parallel
@@ -70,6 +71,8 @@ def sample(
         w, c = torch.cat([torch.zeros_like(w), w]), torch.cat([uncond.to(c).expand_as(c), c])
     c = c.to(dtype)
     wplus = None if adapter is None else residual(adapter, w, settings.scale, unet)
+    if wplus is not None and mask is not None:
+        wplus = Confined(wplus, mask.to(device).repeat(len(w) // len(mask), 1, 1, 1), tuple(z.shape[2:]))
     scheduler = ddim()
     scheduler.set_timesteps(settings.steps)
     for t in scheduler.timesteps.tolist():
@@ -81,6 +84,21 @@ def sample(
             eps = without + settings.guidance * (eps - without)
         z = scheduler.step(eps, t, z).prev_sample
     return z
+
+
+@dataclass(frozen=True, eq=False)
+class Confined:
+    """A residual where the mask [B, 1, H, W] is 1, and the text's attention alone where it is 0. latent: (h, w)."""
+
+    residual: Residual
+    mask: Tensor
+    latent: tuple[int, int]
+
+    def add(self, h: Tensor, i: int, *query: Tensor) -> Tensor:
+        size = self.latent
+        while size[0] * size[1] > h.shape[1]:
+            size = tuple(-(-side // 2) for side in size)
+        return torch.lerp(h, self.residual.add(h, i, *query), pixel_weights(self.mask, size).to(h))
 
 
 def ddim() -> DDIMScheduler:
