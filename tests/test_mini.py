@@ -47,7 +47,7 @@ pytestmark = pytest.mark.xdist_group("mini")  # they share what they train
 
 MINIATURE = Path(__file__).parents[1] / "miniature"
 SMALL = GeneratorConfig(channels=(8, 8, 8), w_dim=64, mapping_layers=1)
-LOSS = generator.loss_at(16)
+LOSS = generator.loss_at(16, generator.says_who(generator.new_generator(SMALL)))
 
 
 @pytest.fixture(scope="module")
@@ -94,11 +94,23 @@ def test_the_encoder_begins_from_a_finished_one_where_that_is_wanted(out, tmp_pa
     assert all(begun[name].equal(x) for name, x in finished.items())
 
 
+@torch.no_grad()
+def test_a_code_that_loses_a_factor_costs_something():
+    network = generator.new_generator(SMALL)
+    who = generator.says_who(network)
+    lost = F.normalize(who[:, world.NAMES.index("freckles")], dim=0)[:, None]
+    blind = who - lost @ lost.T @ who  # as if no w had anything along the direction that tells of freckles
+    first, second = (generator.loss_at(16, x)(network, 32, np.random.default_rng(0)) for x in (who, blind))
+    more = second["told"] - first["told"]
+    assert 1 < more * len(world.NAMES) < 3  # 2 is what differences of normal numbers vary by
+    assert second["total"] - first["total"] == pytest.approx((generator.TOLD * more).item(), rel=1e-3)
+
+
 def test_codes_say_how_much_of_a_factor_somebody_has():
     g, z = generator.load(MINIATURE), world.sample(64, np.random.default_rng(0))
     for name in ("skin", "nose", "smile"):
         more = z + torch.eye(len(world.NAMES))[world.NAMES.index(name)]
-        moved = ((generator.code_of(g, more) - generator.code_of(g, z)) @ encoder.says_who(g)).mean(0)
+        moved = ((generator.code_of(g, more) - generator.code_of(g, z)) @ generator.says_who(g)).mean(0)
         assert moved.argmax() == world.NAMES.index(name) and 0.5 < moved.max() < 1.5
         assert moved.sort().values[-2] < 0.3
 

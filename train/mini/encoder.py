@@ -21,7 +21,6 @@ from .pictures import Pictures
 UNITS, CHANNELS = (1, 2, 2, 1), (32, 48, 64, 48)
 # Weights: distance to the code, of what it says of the person, of the picture, and e4e's pull towards W.
 CODE, WHO, PICTURE, DELTA = 1.0, 4.0, 1.0, 0.1
-CODES = 4096  # from which it is known how codes say who it is
 
 
 def new_encoder(generator: Generator) -> Encoder:
@@ -32,20 +31,9 @@ def new_encoder(generator: Generator) -> Encoder:
     return encoder
 
 
-@torch.no_grad()
-def says_who(generator: Generator) -> Tensor:
-    """[w_dim, F], which takes differences of codes to those of the factors that they stand for (least squares).
-
-    Most of W's spread is the hair's and the skin's: a plain distance of codes hardly counts a nose.
-    """
-    z = generators.draw_z(CODES, np.random.default_rng(3), generator.config.w_dim).to(generator.style[1].weight)
-    w = generator.mapping(z)
-    return torch.linalg.lstsq(w - w.mean(0), z[:, : generators.FACTORS]).solution
-
-
 def loss_through(generator: Generator, pictures: Pictures):
     """The loss of an encoder for this generator: half of what it sees are drawn faces, half were cut from pictures."""
-    who = says_who(generator)
+    who = generators.says_who(generator)
 
     def loss(encoder: Encoder, batch: int, rng: np.random.Generator) -> dict[str, Tensor]:
         """Distances between codes, between who they say it is (in place of e4e's face recogniser) and between pictures;

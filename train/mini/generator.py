@@ -30,6 +30,8 @@ FOCUS = 4.0  # the weight that the middle of the face has more than its border
 GROWTH = {16: 0.1, 32: 0.15, 64: 0.75}  # shares of the images on which it is trained up to this resolution
 CRITIC = 0.1  # the weight of what the critic reads: it counts a smile as much as the hair's colour
 CRITICISED = 0.5  # of each batch
+TOLD = 0.1  # the weight of what w tells of the factors: those that change few pixels would be lost on the way to w
+CODES = 4096  # from which it is known what w tells
 FACTORS = len(world.FACTORS)
 
 
@@ -59,18 +61,33 @@ def code_of(generator: Generator, factors: Tensor) -> Tensor:
     return generator.mapping(complete(factors, generator.config.w_dim).to(generator.style[1].weight))
 
 
-def loss_at(resolution: int, critic: critics.Critic | None = None):
-    """The loss of the generator's pictures up to a resolution; the critic reads the largest."""
+@torch.no_grad()
+def says_who(generator: Generator) -> Tensor:
+    """[w_dim, F], which takes differences of codes to those of the factors that they stand for (least squares).
+
+    Most of W's spread is the hair's and the skin's: a plain distance of codes hardly counts a nose.
+    """
+    z = draw_z(CODES, np.random.default_rng(3), generator.config.w_dim).to(generator.style[1].weight)
+    w = generator.mapping(z)
+    return torch.linalg.lstsq(w - w.mean(0), z[:, :FACTORS]).solution
+
+
+def loss_at(resolution: int, who: Tensor, critic: critics.Critic | None = None):
+    """The loss of the generator's pictures up to a resolution; the critic reads the largest. who: see `says_who`."""
 
     def loss(generator: Generator, batch: int, rng: np.random.Generator) -> dict[str, Tensor]:
-        """L1 of pictures and gradients over scales, to the face drawn from the same factors."""
+        """L1 of pictures and gradients over scales, to the face drawn from the same factors; and that the codes of any
+        two tell in what they differ."""
         z = draw_z(batch, rng, generator.config.w_dim).to(generator.input.input.device)
-        w = generator.mapping(z)[:, None].expand(-1, generator.config.layers, -1)
+        told = generator.mapping(z)
+        w = told[:, None].expand(-1, generator.config.layers, -1)
         noise = torch.from_numpy(rng.standard_normal(tuple(w.shape), dtype=np.float32)).to(w)
         x = generator(w + JITTER * noise, noise="none", max_resolution=resolution).float()
         faces = world.faces(z[:, :FACTORS], generator.config.size) * 2 - 1
         faces = F.adaptive_avg_pool2d(faces, x.shape[2:])
-        losses = {"total": picture_loss(x, faces, focus(x)), "mse": F.mse_loss(x, faces)}
+        differ = (told - told.roll(1, 0)) @ who, (z - z.roll(1, 0))[:, :FACTORS]
+        losses = {"mse": F.mse_loss(x, faces), "told": F.mse_loss(*differ)}
+        losses["total"] = picture_loss(x, faces, focus(x)) + TOLD * losses["told"]
         if critic:
             seen, real = (critic(y[: round(CRITICISED * batch)] / 2 + 0.5) for y in (x, faces))
             losses["read"] = F.mse_loss(seen.float(), real.float())
@@ -90,11 +107,12 @@ def focus(x: Tensor) -> Tensor:
 def make(out: Path, settings: Fit, device: str, config: GeneratorConfig = CONFIG) -> Path:
     """Train it, growing, and write generator.safetensors with its average w."""
     generator, critic = new_generator(config), critics.load(out, device)
+    who = says_who(generator).to(device)
     folders = {resolution: out / "runs" / f"generator_{resolution}" for resolution in GROWTH}
     begun = [resolution for resolution, folder in folders.items() if (folder / STATE).is_file()]
     for resolution in [r for r in GROWTH if r >= max(begun, default=0)]:
         part = replace(settings, images=max(settings.batch, round(GROWTH[resolution] * settings.images)))
-        loss = loss_at(resolution, critic if resolution == config.size else None)
+        loss = loss_at(resolution, who, critic if resolution == config.size else None)
         generator = fit(generator, loss, part, folders[resolution], device, rates={"style.": MAPPING_RATE})
     generator.cpu()
     save_generator(generator, out / "generator.safetensors", generator.mean_w())

@@ -42,7 +42,7 @@ def of_encoder(out: Path, people: int) -> dict[str, Any]:
     drawn = world.faces(factors, g.config.size)
     found = encoder.load(out)(drawn * 2 - 1)
     error = (found - w).square().mean() / (w - w.mean(0)).square().mean()
-    said = found.mean(1) @ encoder.says_who(g)
+    said = found.mean(1) @ generator.says_who(g)
     tells = [torch.corrcoef(torch.stack(pair))[0, 1].item() for pair in zip(said.T, factors.T, strict=True)]
     return {
         "encoder_psnr_db": psnr(face(g, found), drawn),
