@@ -15,6 +15,7 @@ from comfyui_wplus.train.mini import (
     adapters,
     autoencoder,
     base,
+    directions,
     encoder,
     evaluation,
     generator,
@@ -450,6 +451,15 @@ def test_the_committed_adapter_paints_the_person(monkeypatch):
 def test_every_edit_moves_its_own_attribute_most(said):
     for name, row in said["edit_moves"].items():
         assert max(row, key=lambda k: abs(row[k])) == name
+
+
+def test_what_the_generator_hardly_paints_has_no_direction(tmp_path, caplog):
+    for name in ("encoder.safetensors", "judge.safetensors", "where.safetensors"):
+        (tmp_path / name).symlink_to(MINIATURE / name)
+    for shown, names in ((directions.SHOWN, ["smile"]), (0.0, ["smile", "bun"])):
+        directions.make(tmp_path, 16, ("smile", "bun"), least=0.8, shown=shown)
+        assert [d.name for d in load_directions(tmp_path / "directions" / "drawn.safetensors")] == names
+    assert "hardly paints, by the part it does: bun 0.0" in caplog.text
 
 
 def test_the_committed_directions_fit_the_committed_generator(said):

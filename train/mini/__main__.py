@@ -50,7 +50,10 @@ def parts(
         "where": ("where.safetensors", lambda: judge.make_where(out, s.where, device)),
         "pictures": ("pictures/truth.safetensors", lambda: pictures.make(out, s.pictures, device)),
         "encoder": ("encoder.safetensors", lambda: encoder.make(out, s.encoder, device, start)),
-        "directions": ("pca.safetensors", lambda: directions.make(out, s.people, s.directions, s.least_accuracy)),
+        "directions": (
+            "pca.safetensors",
+            lambda: directions.make(out, s.people, s.directions, s.least_accuracy, s.least_shown),
+        ),
         "text": ("base/text_encoder/model.safetensors", lambda: text.make(out, s.text, device, start)),
         "autoencoder": ("base/vae/config.json", lambda: autoencoder.make(out, s.autoencoder, device)),
         "latents": ("latents.safetensors", lambda: base.make_latents(out, device)),

@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 
 from ..config import Speed
 from . import world
 from .adapters import Length
-from .directions import LEAST
+from .directions import LEAST, SHOWN
 from .fit import CPU_HAS_BFLOAT16, Fit
 
 
@@ -15,7 +16,8 @@ from .fit import CPU_HAS_BFLOAT16, Fit
 class Settings:
     """The lengths of the parts, by name. pictures: how many are drawn. people: how many things are measured on.
 
-    directions: the factors that get one, if the codes tell them with at least this accuracy.
+    directions: the factors that get one, if the codes tell them with at least this accuracy, and the generator shows at
+    least this part of them.
     """
 
     generator: Fit = Fit(240_000, 8, 2e-2, every=2000)
@@ -31,6 +33,7 @@ class Settings:
     people: int = 256
     directions: tuple[str, ...] = world.NAMES
     least_accuracy: float = LEAST
+    least_shown: float = SHOWN
 
 
 CPU = Settings()
@@ -60,4 +63,5 @@ TINY = Settings(
     people=48,
     directions=("smile",),
     least_accuracy=0.0,
+    least_shown=-math.inf,
 )
