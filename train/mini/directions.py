@@ -23,7 +23,7 @@ CODES = 64  # labelled ones for each person of the settings
 MARGIN = 0.5  # faces nearer to the middle than this many deviations are no example of either side
 COMPONENTS = 48
 LEAST = 0.9  # cross-validated accuracy below which the codes do not tell the factor, and there is no direction
-SHOWN = 1 / 3  # as little of what is drawn does the generator show of a factor that it has not learned to paint
+SHOWN = 1 / 3  # part of what is drawn below which the generator has not learned to paint the factor; none either
 
 log = logging.getLogger(__name__)
 
