@@ -79,13 +79,13 @@ def loss_at(resolution: int, who: Tensor, critic: critics.Critic | None = None):
         """L1 of pictures and gradients over scales, to the face drawn from the same factors; and that the codes of any
         two tell in what they differ."""
         z = draw_z(batch, rng, generator.config.w_dim).to(generator.input.input.device)
-        told = generator.mapping(z)
-        w = told[:, None].expand(-1, generator.config.layers, -1)
-        noise = torch.from_numpy(rng.standard_normal(tuple(w.shape), dtype=np.float32)).to(w)
-        x = generator(w + JITTER * noise, noise="none", max_resolution=resolution).float()
+        w = generator.mapping(z)
+        codes = w[:, None].expand(-1, generator.config.layers, -1)
+        noise = torch.from_numpy(rng.standard_normal(tuple(codes.shape), dtype=np.float32)).to(w)
+        x = generator(codes + JITTER * noise, noise="none", max_resolution=resolution).float()
         faces = world.faces(z[:, :FACTORS], generator.config.size) * 2 - 1
         faces = F.adaptive_avg_pool2d(faces, x.shape[2:])
-        differ = (told - told.roll(1, 0)) @ who, (z - z.roll(1, 0))[:, :FACTORS]
+        differ = (w - w.roll(1, 0)) @ who, (z - z.roll(1, 0))[:, :FACTORS]
         losses = {"mse": F.mse_loss(x, faces), "told": F.mse_loss(*differ)}
         losses["total"] = picture_loss(x, faces, focus(x)) + TOLD * losses["told"]
         if critic:
