@@ -126,6 +126,15 @@ def test_the_encoder_learns_who_it_is_from_photos_too(out):
     assert {k for k in loss[0] if loss[0][k] != loss[1][k]} == {"who", "total"}
 
 
+def test_stage_two_learns_from_scenes_of_every_style(out):
+    labels = pictures.Pictures(out).labels
+    in_scenes = labels[labels[:, 0] >= 0]
+    styles = in_scenes[:, list(scenes.LABELS).index("style")]
+    assert len(styles.unique()) > 1  # or the next line would say nothing
+    shards = json.loads((out / "data" / "wild" / "index.json").read_text())["shards"]
+    assert sum(shard["count"] for shard in shards) == len(in_scenes)
+
+
 def test_the_face_and_its_features_count_more_for_the_unet(out, monkeypatch):
     face = torch.tensor([1.0, 0.0])[:, None].repeat_interleave(16, 0).expand(1, 1, 32, 32)  # the upper half
     points = torch.tensor([[[44.0, 36.0], [84.0, 36.0], [64.0, 52.0], [52.0, 84.0], [76.0, 84.0]]])
