@@ -85,8 +85,8 @@ def make(out: Path, name: str, length: Length, start: Path | None = None) -> Pat
 def make_data(out: Path, name: str, device: str) -> Path:
     """The prepared data set of a stage: aligned faces with neutral captions, or people in scenes with theirs.
 
-    w is what the encoder sees in the aligned crop. The scenes are of all styles: from photos alone an adapter does not
-    learn to bring a person into a watercolor. What counts in them counted for the UNet too.
+    w is what the encoder sees in the aligned crop. The scenes are of all styles: from photos alone an adapter learns
+    less well to bring a person into another. What counts in them counted for the UNet too.
     """
     pictures, words = Pictures(out), text.load(out, device)
     prompts = {p: words([p])[0].half().cpu() for p in ("", world.NEUTRAL)}
