@@ -112,22 +112,29 @@ def decoded(text: str) -> bytes:
 
 
 class LatestWins:
-    """Runs jobs in one thread, one at a time. A client's newer job makes its older one unwanted, waiting or running."""
+    """Runs jobs in one thread, one at a time. A client's newer job makes its older one unwanted, waiting or running:
+    the older one's run raises Stopped at once."""
 
     def __init__(self):
         self.thread = ThreadPoolExecutor(1, "wplus-preview", initializer=be_nice)
-        self.wanted: dict[str, threading.Event] = {}
+        self.wanted: dict[str, asyncio.Future] = {}
 
     async def run(self, client: str, job: Callable[[Unwanted], T]) -> T:
         if older := self.wanted.pop(client, None):
-            older.set()
+            older.cancel()
         if len(self.wanted) >= MAX_CLIENTS:
             raise Refused(503, "too many previews are waiting, try again")
-        mine = self.wanted[client] = threading.Event()
+        unwanted = threading.Event()  # for the job that runs; one that waits never begins
+        mine = asyncio.get_running_loop().run_in_executor(self.thread, job, unwanted.is_set)
+        self.wanted[client] = mine
         try:
-            return await asyncio.get_running_loop().run_in_executor(self.thread, job, mine.is_set)
+            return await mine
+        except asyncio.CancelledError:
+            if self.wanted.get(client) is mine:  # the client has gone
+                raise
+            raise Stopped from None
         finally:
-            mine.set()  # also when the client has gone
+            unwanted.set()
             if self.wanted.get(client) is mine:
                 del self.wanted[client]
 

@@ -3,10 +3,10 @@
 import base64
 import io
 import json
-import threading
 import time
 import urllib.error
 import urllib.request
+from concurrent.futures import FIRST_COMPLETED, ThreadPoolExecutor, wait
 
 import numpy as np
 import pytest
@@ -156,25 +156,26 @@ def large(server):
 
 
 def test_the_latest_request_of_a_client_wins_and_others_keep_theirs(server, large):
-    answers = {}
+    with ThreadPoolExecutor(5) as pool:
 
-    def ask(key, client, edits):
-        answers[key] = send(server, {"client": client, "edits": edits, "generator": large, "size": 256})
+        def ask(client, edits):
+            return pool.submit(send, server, {"client": client, "edits": edits, "generator": large, "size": 256})
 
-    threads = []
-    for n, (client, edits) in enumerate([("b", "")] + [("a", f"smile={n}") for n in range(4)]):
-        threads.append(threading.Thread(target=ask, args=(n, client, edits)))
-        threads[-1].start()
-        time.sleep(0.05)
-    began = time.monotonic()
-    with urllib.request.urlopen(f"{server.url}/queue"):  # the server answers all the while
-        assert time.monotonic() - began < 2
-    for thread in threads:
-        thread.join(60)
-    assert [answers[n][0] for n in range(5)] == [200, 409, 409, 409, 200]
-    assert "newer request" in json.loads(answers[2][2])["error"]
+        other = ask("b", "")
+        asked = [ask("a", "smile=0"), ask("a", "smile=1")]  # who comes first is left open
+        for edits in ("smile=2", "smile=3", None):
+            done, (latest,) = wait(asked, 60, FIRST_COMPLETED)
+            (refused,) = done
+            assert refused.result()[0] == 409 and "newer request" in json.loads(refused.result()[2])["error"]
+            assert not other.done()  # nor was it waited for
+            if edits:
+                asked = [latest, ask("a", edits)]
+        began = time.monotonic()
+        with urllib.request.urlopen(f"{server.url}/queue"):  # the server answers all the while
+            assert time.monotonic() - began < 2
+        assert other.result(60)[0] == latest.result(60)[0] == 200
     alone = send(server, {"client": "c", "edits": "smile=3", "generator": large, "size": 256})
-    assert answers[4][2] == alone[2]
+    assert latest.result()[2] == alone[2]
 
 
 def test_a_new_direction_file_is_known_at_once(server, stand_ins):
