@@ -276,6 +276,19 @@ def test_the_plain_model_is_told_all_looks_that_fit_in(out, monkeypatch):
         assert len(said) == min(len(words), world.MOST_LOOKS) > 10
 
 
+def test_what_the_edits_mean_is_drawn_and_hardly_moves_what_is_around_the_face(out, monkeypatch):
+    bench = Bench(out, Size(4, 3, steps=1, tried=24, batch=4), "cpu")
+    places = scenes.scenes(bench.people.factors, bench.people.scenes(next(iter(witness.PROMPTS)))).points
+
+    def there(picture):
+        return from_5(places[int(picture.key.rpartition("/")[2])].double().numpy())
+
+    monkeypatch.setattr(bench.witness, "points", there)
+    drawn, restored = evaluation.redrawn(bench).values()
+    assert drawn["background_change"] < 0.1 * drawn["face_change"] and drawn["face_change"] > 0.001
+    assert restored["background_change"] > drawn["background_change"]
+
+
 def test_the_documented_tables_are_those_of_the_documented_numbers():
     docs = Path(__file__).parents[1] / "docs"
     results = json.loads((docs / "miniature.json").read_text(encoding="utf-8"))

@@ -10,6 +10,7 @@ pictures are kept in OUT/evaluation, so the same command goes on where it was st
 from __future__ import annotations
 
 import json
+import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import cache, cached_property
@@ -176,7 +177,7 @@ def means(row: Mapping[str, Any]) -> dict[str, Any]:
 def edits(bench: Bench) -> dict[str, Any]:
     """What an edit changes in and outside the face, by method, and for the full one what moves at each strength."""
     measurers = [bench.witness, BackgroundChange(bench.witness.points)]
-    changes, confusion, curves, monotonic = {}, {}, {}, {}
+    changes, confusion, curves, monotonic = redrawn(bench), {}, {}, {}
     for method in bench.methods:
         strengths = bench.size.strengths if method.name == "full" else (EDIT,)
         plan = bench.plan(bench.size.edited, 1, edits=bench.edits, strengths=strengths)
@@ -190,6 +191,25 @@ def edits(bench: Bench) -> dict[str, Any]:
             rows = [json.loads(line) for line in (plan.run / "values.jsonl").read_text(encoding="utf-8").splitlines()]
             monotonic = {edit: monotony(rows, edit) for edit in found}
     return {"changes": changes, "edit_confusion": confusion, "edit_curves": curves, "edit_monotonicity": monotonic}
+
+
+def redrawn(bench: Bench) -> dict[str, dict[str, float]]:
+    """What changes in and outside the face when the renderer draws what the edits mean, and when the autoencoder has
+    seen it: what a model that changes nothing else would come to."""
+    prompt, count = next(iter(PROMPTS)), bench.size.edited
+    people, scene = bench.people.factors[:count], bench.people.scenes(prompt)[:count]
+    moved = torch.zeros(1 + len(bench.edits), len(world.NAMES))  # the first: by nothing
+    for row, name in zip(moved[1:], bench.edits, strict=True):
+        row[world.NAMES.index(name)] = EDIT
+    drawn = [scenes.scenes(people + row, scene).images for row in moved]
+    found = {}
+    for name, pictures in {"drawn": drawn, "restored": [autoencoder.restored(bench.vae, x) for x in drawn]}.items():
+        before, *after = [[Picture(f"{name}/{n}/{i}", x) for i, x in enumerate(xs)] for n, xs in enumerate(pictures)]
+        pairs = [Shown(x, prompt, f"{i:03d}", before=before[i]) for xs in after for i, x in enumerate(xs)]
+        changes = BackgroundChange(bench.witness.points)(pairs).items()
+        known = {k: [x for x in xs if not math.isnan(x)] for k, xs in changes}
+        found[name] = {k: round(fmean(xs), 5) for k, xs in known.items() if xs}
+    return found
 
 
 def moves(point: Mapping[str, Any]) -> dict[str, float]:
