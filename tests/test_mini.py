@@ -298,6 +298,34 @@ def test_the_documented_tables_are_those_of_the_documented_numbers():
     assert all(v["pictures"] >= 500 for v in results["variants"].values())
 
 
+def test_rows_that_are_asked_for_stay_beside_those_measured_anew(out, tmp_path, monkeypatch):
+    old = {"full": {"pictures": 1}, "parallel": {"retrieval_top1": 0.75, "pictures": 2}, "one_stage": {"pictures": 3}}
+    (tmp_path / "miniature.json").write_text(json.dumps({"variants": old}), encoding="utf-8")
+    page = tmp_path / "miniature.md"
+    page.write_text(f"{evaluation.BEGIN}{evaluation.END}", encoding="utf-8")
+    size = Size(people=2, tried=8)
+    whole = json.loads((Path(__file__).parents[1] / "docs" / "miniature.json").read_text(encoding="utf-8"))
+    anew = {name: whole["variants"][name] for name in ("full", "lambda0")}
+    measured = []
+    monkeypatch.setattr(evaluation, "measure", lambda bench: measured.append(1) or whole | {"variants": dict(anew)})
+
+    for keep, docs, reason in (
+        (("parallel",), None, "--docs must say"),
+        (("full",), tmp_path, "full is measured anew"),
+        (("lambda0",), tmp_path, "lambda0 is measured anew"),
+        (("without_reg",), tmp_path, "no without_reg to keep; it has full, parallel, one_stage"),
+        (("parallel",), tmp_path / "nowhere", "no parallel to keep; it has no rows"),
+    ):
+        with pytest.raises(WPlusError, match=reason):
+            evaluation.main(out, docs, keep, size)
+    assert not measured, "a mistake must be told before the measuring, which takes long"
+
+    evaluation.main(out, tmp_path, ("parallel",), size)
+    rows = json.loads((tmp_path / "miniature.json").read_text())["variants"]
+    assert rows == anew | {"parallel": old["parallel"]}
+    assert "| parallel | 0.750 |" in page.read_text(encoding="utf-8")
+
+
 def test_an_evaluation_without_an_adapter_says_what_is_missing(out, tmp_path):
     for path in out.iterdir():
         if path.name not in ("adapters", "evaluation"):

@@ -2,6 +2,7 @@
 
     python -m comfyui_wplus.train.mini.evaluation OUT              measures the adapters that OUT has
     python -m comfyui_wplus.train.mini.evaluation OUT --docs docs  and writes docs/miniature.json, and into miniature.md
+    python -m comfyui_wplus.train.mini.evaluation OUT --docs docs --keep parallel  where a row of before stays
 
 It is `train evaluate` with a measurer that knows the truth (`witness`). The people were never seen in training. The
 pictures are kept in OUT/evaluation, so the same command goes on where it was stopped.
@@ -41,6 +42,7 @@ from .fit import in_bfloat16
 from .witness import ATTRIBUTES, PROMPTS, People, Witness
 
 VARIANTS = tuple(name for name in adapters.TRAININGS if not name.endswith("stage1"))
+ALWAYS = ("drawn", "restored", "told", "confined", "lambda0")  # rows beside those of the trainings
 LATENT = (16, 16)
 NAMES = {"top1": "retrieval_top1"}
 EDIT = 2.0  # the strength at which edits are compared
@@ -387,9 +389,25 @@ def write(results: Mapping[str, Any], docs: Path):
     write_whole(docs / "miniature.json", lambda p: p.write_text(whole, encoding="utf-8"))
 
 
+def earlier(docs: Path | None, names: Sequence[str], measured: Sequence[str]) -> dict[str, Any]:
+    """Rows of docs/miniature.json by these names. measured: the methods that are measured anew, which cannot stay."""
+    if not names:
+        return {}
+    if docs is None:
+        raise WPlusError("--keep names rows of miniature.json; --docs must say in which folder it is")
+    if anew := set(names) & set(measured):
+        raise WPlusError(f"{', '.join(sorted(anew))} is measured anew, so no old row can stay: leave it out of --keep")
+    file = docs / "miniature.json"
+    rows = json.loads(file.read_text(encoding="utf-8"))["variants"] if file.is_file() else {}
+    if lost := [name for name in names if name not in rows]:
+        raise WPlusError(f"{file} has no {', '.join(lost)} to keep; it has {', '.join(rows) or 'no rows'}")
+    return {name: rows[name] for name in names}
+
+
 def main(
     out: Annotated[Path, tyro.conf.Positional],
     docs: Path | None = None,
+    keep: tuple[str, ...] = (),
     size: Annotated[Size, tyro.conf.arg(name="")] = Size(),  # noqa: B008
 ):
     """Measure the miniature's adapters.
@@ -397,9 +415,13 @@ def main(
     Args:
         out: the folder that the miniature was made in.
         docs: the folder of miniature.md, which gets the tables.
+        keep: rows of the tables that stay as they are in docs, of methods that OUT has no adapter of.
         size: how much is painted.
     """
-    results = measure(Bench(out, size, "cuda" if torch.cuda.is_available() else "cpu"))
+    bench = Bench(out, size, "cuda" if torch.cuda.is_available() else "cpu")
+    kept = earlier(docs, keep, [*ALWAYS, *bench.trained])
+    results = measure(bench)
+    results["variants"] |= kept
     print(report(results))
     if docs:
         write(results, docs)
