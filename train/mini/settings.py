@@ -29,7 +29,7 @@ class Settings:
     text: Fit = Fit(25_600, 32, 1e-3, every=3200)
     autoencoder: Fit = Fit(96_000, 8, 1e-3, every=1600)
     unet: Fit = Fit(240_000, 64, 1e-3, every=3200)
-    adapters: Length = Length(64_000, 32_000, 8, speed=Speed("bf16" if CPU_HAS_BFLOAT16 else "fp32", workers=0))
+    adapters: Length = Length(72_000, 48_000, 8, speed=Speed("bf16" if CPU_HAS_BFLOAT16 else "fp32", workers=0))
     people: int = 256
     directions: tuple[str, ...] = world.NAMES
     least_accuracy: float = LEAST
