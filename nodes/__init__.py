@@ -12,6 +12,7 @@ from .edit import EditIdentity, EditStack, MoveAttributes  # noqa: E402
 from .faces import AlignFace, PasteFace  # noqa: E402
 from .identity import (  # noqa: E402
     DecodeIdentity,
+    EditInPlace,
     EncodeIdentity,
     IdentityInfo,
     LoadIdentity,
@@ -39,6 +40,7 @@ NODES: list[type[io.ComfyNode]] = [
     EditIdentity,
     EditStack,
     MoveAttributes,
+    EditInPlace,
     MixIdentities,
     StyleMix,
     Truncate,

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Sequence
+from dataclasses import dataclass, replace
 
 import torch
 from comfy_api.v0_0_2 import io
@@ -11,8 +12,8 @@ from torch import Tensor
 
 from ..wplus_core.adapter import FoldedAdapter, WPlusAdapter, pixel_weights
 from ..wplus_core.errors import WPlusError
-from .patch import Site, WPlusPatch, apply_patch, sites_of
-from .types import AdapterIO, IdentityIO, Placed, PlacedIO, placed
+from .patch import Site, Switch, WPlusPatch, apply_patch, sites_of
+from .types import AdapterIO, IdentityIO, InPlace, Placed, PlacedIO, placed
 
 log = logging.getLogger(__name__)
 
@@ -103,18 +104,49 @@ class Apply(io.ComfyNode):
         if not identities:
             raise WPlusError("Apply W+ Adapter: connect at least one identity")
         core = adapter.adapter
-        people = [placed(i) for i in identities.values()]
+        people = [share for i in identities.values() for share in shares_of(placed(i))]
         sites = sites_of(model, core.config.channels)
         scales = [weight * s for s in parse_layers(layers, layer_weights, sites, core.config.channels)]
+        persons = [p.person for p in people]
         patch = WPlusPatch(
-            side_by_side(fold(core, p, scales) for p in people),
-            side_by_side(fold_negative(core, p, scales, negative) for p in people) if negative != "none" else None,
-            stack_masks([p.mask for p in people]),
+            side_by_side(fold(core, p, scales) for p in persons),
+            side_by_side(fold_negative(core, p, scales, negative) for p in persons) if negative != "none" else None,
+            *masks_of(people),
             start_percent,
             end_percent,
             sites,
         )
         return io.NodeOutput(apply_patch(model, patch))
+
+
+@dataclass(frozen=True)
+class Share:
+    """What one identity has of a picture. edit: the edit in place that takes from it, or gives to it if it is the
+    edited one (`after`)."""
+
+    person: Placed
+    edit: InPlace | None = None
+    after: bool = False
+
+
+def shares_of(person: Placed) -> list[Share]:
+    """One, or that of the unedited and that of the edited identity, which change over in the course of the sampling."""
+    if person.edit is None:
+        return [Share(person)]
+    return [Share(person, person.edit), Share(replace(person, identity=person.edit.identity), person.edit, after=True)]
+
+
+def masks_of(people: Sequence[Share]) -> tuple[Tensor | None, Switch | None]:
+    """Masks [frames, I, H, W] as the sampling begins, None for everywhere, and what edits in place make of them."""
+    own = [p.person.mask for p in people]
+    if not any(p.edit for p in people):
+        return stack_masks(own), None
+    nowhere = torch.zeros(1, 1, 1)
+    edited = [p.edit.mask if p.edit else nowhere for p in people]
+    own, edited = stack_masks([torch.ones(1, 1, 1) if m is None else m for m in own] + edited).chunk(2, dim=1)
+    after = torch.tensor([p.after for p in people])[:, None, None]
+    starts = tuple(p.edit.start if p.edit else 0.0 for p in people)
+    return torch.where(after, 0.0, own), Switch(own * torch.where(after, edited, 1 - edited), starts)
 
 
 def fold(adapter: WPlusAdapter, person: Placed, scales: Sequence[float]) -> FoldedAdapter:

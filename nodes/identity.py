@@ -26,11 +26,14 @@ from .types import (
     EncoderIO,
     FaceToolsIO,
     IdentityIO,
+    InPlace,
     LoadedEncoder,
     Placed,
     PlacedIO,
+    finite_mask,
     interruptible,
     numbers,
+    placed,
     to_bchw,
     to_image,
     watched,
@@ -251,10 +254,54 @@ class PlaceIdentity(io.ComfyNode):
 
     @classmethod
     def execute(cls, identity, weight, mask=None, frame_weights="") -> io.NodeOutput:
-        if mask is not None and not torch.isfinite(mask).all():
-            raise WPlusError("W+ Place Identity: the mask holds NaN or infinite values")
         by_frame = numbers("frame_weights", frame_weights) or [1.0]
-        return io.NodeOutput(Placed(identity, weight, mask, tuple(by_frame)))
+        return io.NodeOutput(Placed(identity, weight, finite_mask(mask, "W+ Place Identity"), tuple(by_frame)))
+
+
+class EditInPlace(io.ComfyNode):
+    @classmethod
+    def define_schema(cls):
+        return io.Schema(
+            node_id="WPlusEditInPlace",
+            display_name="W+ Edit in Place",
+            category="W+/editing",
+            description=(
+                "Edits a person and leaves the rest of the picture nearly as it was: the edited code sets in when the "
+                "composition is there, and only inside the mask."
+            ),
+            search_aliases=["keep background", "same picture", "local edit", "masked edit", "delayed edit"],
+            inputs=[
+                io.MultiType.Input(
+                    "identity",
+                    [IdentityIO, PlacedIO],
+                    tooltip="The person before the edit: an identity, or one from W+ Place Identity.",
+                ),
+                IdentityIO.Input("edited", tooltip="The same person after it, from W+ Edit Stack for example."),
+                io.Float.Input(
+                    "start_percent",
+                    default=0.3,
+                    min=0.0,
+                    max=1.0,
+                    step=0.001,
+                    tooltip="Where in the sampling the edit sets in: later keeps more of the picture and edits less.",
+                ),
+                io.Mask.Input(
+                    "mask", optional=True, tooltip="Where the edit acts, over the picture: the face; else everywhere."
+                ),
+            ],
+            outputs=[PlacedIO.Output("identity", display_name="identity", tooltip="For Apply W+ Adapter.")],
+        )
+
+    @classmethod
+    def execute(cls, identity, edited, start_percent, mask=None) -> io.NodeOutput:
+        before = placed(identity)
+        if before.edit:
+            raise WPlusError(
+                "W+ Edit in Place: this identity has an edit in its place already; make all edits of `edited` in one "
+                "W+ Edit Stack, or chain W+ Edit Identity before it"
+            )
+        edit = InPlace(edited, start_percent, finite_mask(mask, "W+ Edit in Place"))
+        return io.NodeOutput(replace(before, edit=edit))
 
 
 class IdentityInfo(DirectionNode):  # whose spread it reads

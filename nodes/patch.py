@@ -58,12 +58,21 @@ class Call:
         return self.folded.add(h, layer, weight)
 
 
+@dataclass(frozen=True)
+class Switch:
+    """Other masks [1 or frames, I, H, W] for each identity from its own start in the sampling on, 0..1."""
+
+    masks: Tensor
+    starts: tuple[float, ...]
+
+
 @dataclass
 class WPlusPatch:
     """What one apply node adds to a model.
 
     people: folded identities, a batch of one or one per latent, scales folded in. negative: the same for the
-    unconditional rows, or None to leave them alone. masks: [1 or frames, I, H, W] in 0..1, or None.
+    unconditional rows, or None to leave them alone. masks: [1 or frames, I, H, W] in 0..1, or None. switch: what
+    becomes of the masks, of the same shape; None if they stay.
     start, end: the range of sampling, 0..1 as ComfyUI's start_percent and end_percent. sites: the model's
     cross-attentions in the order of the adapter's layers.
     """
@@ -71,6 +80,7 @@ class WPlusPatch:
     people: FoldedAdapter
     negative: FoldedAdapter | None
     masks: Tensor | None
+    switch: Switch | None
     start: float
     end: float
     sites: tuple[Site, ...]
@@ -113,9 +123,13 @@ class WPlusPatch:
         conds = options.get(CONDS)
         negative = [is_negative(conds, uuid, index) for uuid, index in zip(uuids, chunks, strict=True)]
         folded = self.rows(tuple((n, i) for n in negative for i in latents), x.device, model.get_dtype_inference())
-        start, end = self.sigma_range(model.model_sampling)
+        start, end, *switches = self.sigmas(model.model_sampling)
         gate = ((t <= start) & (t >= end)).to(folded.layers[0][0].dtype)[:, None, None]
         masks = self.mask_rows(conds, uuids, latents, x) if self.masks is not None else None
+        if self.switch:
+            before, after = masks.chunk(2, dim=1)
+            switched = torch.stack([t <= sigma for sigma in switches], dim=1)[..., None, None]
+            masks = torch.where(switched, after, before)
         return Call(folded, gate, masks)
 
     def rows(self, who: tuple[tuple[bool, int], ...], device: torch.device, dtype: torch.dtype) -> FoldedAdapter:
@@ -140,19 +154,22 @@ class WPlusPatch:
             self._on_device[device, dtype] = stacked.to(device, dtype, non_blocking=True)
         return self._on_device[device, dtype]
 
-    def sigma_range(self, sampling) -> tuple[float, float]:
-        """The largest and the smallest sigma at which the adapter is on, read once per model sampling."""
+    def sigmas(self, sampling) -> list[float]:
+        """The largest and the smallest sigma at which the adapter is on, and those where masks switch, read once per
+        model sampling."""
         if self._sigmas.get("of") is not sampling:
-            sigmas = sampling.percent_to_sigma(self.start), sampling.percent_to_sigma(self.end)
-            self._sigmas = {"of": sampling, "range": sigmas}
-        return self._sigmas["range"]
+            percents = self.start, self.end, *(self.switch.starts if self.switch else ())
+            self._sigmas = {"of": sampling, "sigmas": [sampling.percent_to_sigma(p) for p in percents]}
+        return self._sigmas["sigmas"]
 
     def mask_rows(self, conds: Conds | None, uuids: list, latents: list[int], x: Tensor) -> Tensor:
-        """[B, I, h, w]: the masks at the latent's size, cut to each conditioning's area."""
+        """[B, I, h, w], or [B, 2 * I, h, w] with those after the switch: the masks at the latent's size, cut to each
+        conditioning's area."""
         full = conds.latent_size if conds else tuple(x.shape[-2:])
         key = full, x.device
         if key not in self._masks:
-            self._masks[key] = torch.nn.functional.interpolate(self.masks, full, mode="area").to(x.device)
+            every = torch.cat([self.masks, self.switch.masks], dim=1) if self.switch else self.masks
+            self._masks[key] = torch.nn.functional.interpolate(every, full, mode="area").to(x.device)
         masks = self._masks[key]
         masks = masks[[i % len(masks) for i in latents]]
         areas = [conds.areas.get(uuid) if conds else None for uuid in uuids]

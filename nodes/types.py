@@ -132,8 +132,24 @@ class Crops:
 
 
 @dataclass(frozen=True)
+class InPlace:
+    """An edited identity that takes the place of the unedited one after a part `start` of the sampling, in 0..1.
+
+    mask: where it does, [frames or 1, H, W] in 0..1, or None for everywhere.
+    """
+
+    identity: Identity
+    start: float
+    mask: Tensor | None = None
+
+    def __repr__(self) -> str:
+        where = "everywhere" if self.mask is None else f"mask {list(self.mask.shape)}"
+        return f"from {self.start:.0%} of the sampling on {self.identity}, {where}"
+
+
+@dataclass(frozen=True)
 class Placed:
-    """An identity with how strongly and where it acts.
+    """An identity with how strongly and where it acts, and perhaps an edit in its place.
 
     mask: [frames or 1, H, W] in 0..1, or None for everywhere. by_frame: times the weight, one per frame or one for all.
     """
@@ -142,6 +158,7 @@ class Placed:
     weight: float = 1.0
     mask: Tensor | None = None
     by_frame: tuple[float, ...] = (1.0,)
+    edit: InPlace | None = None
 
     @property
     def weights(self) -> list[float]:
@@ -149,7 +166,14 @@ class Placed:
 
     def __repr__(self) -> str:
         where = "everywhere" if self.mask is None else f"mask {list(self.mask.shape)}"
-        return f"{self.identity} at {', '.join(f'{x:g}' for x in self.weights)}, {where}"
+        edit = f"; {self.edit}" if self.edit else ""
+        return f"{self.identity} at {', '.join(f'{x:g}' for x in self.weights)}, {where}{edit}"
+
+
+def finite_mask(mask: Tensor | None, node: str) -> Tensor | None:
+    if mask is not None and not torch.isfinite(mask).all():
+        raise WPlusError(f"{node}: the mask holds NaN or infinite values")
+    return mask
 
 
 def placed(item: Identity | Placed) -> Placed:

@@ -15,6 +15,10 @@ FACES = 5
 LEFT_OUT = ("WPlusLoadFaceTools", "WPlusAlignFace")
 WITHOUT = ("controlnet",)  # workflows that need a model which the miniature has none of
 SMALLER = 4
+PIXELS = {  # inputs in pixels, by kind of node
+    "EmptyLatentImage": ("width", "height"), "SolidMask": ("width", "height"), "MaskComposite": ("x", "y"),
+    "FeatherMask": ("left", "top", "right", "bottom"),
+}  # fmt: skip
 SAMPLER = {"steps": 20, "cfg": 4}
 ENCODE = {"remove_background": False}  # the faces are on white
 DECODE = {"resolution": "64"}
@@ -22,6 +26,7 @@ PROMPTS = {
     "animated_smile": "a person in a yellow sweater in the city by day, photo",
     "anime": "a person in a purple dress in a garden by day, watercolor",
     "edit_grid": "a person in a blue shirt in the forest by day, photo",
+    "edit_in_place": "a person in a white sweater in the city at sunset, photo",
     "edit_strip": "a person in a blue shirt in the forest by day, photo",
     "emotion_set": "a person in a red jacket on the beach by day, photo",
     "identity_file": "a person in a green jacket in a room at night, pencil sketch",
@@ -74,7 +79,7 @@ def changed(name: str, kind: str, title: str, key: str, value: Any) -> Any:
     fixed = {"KSampler": SAMPLER, "WPlusEncodeIdentity": ENCODE, "WPlusDecodeIdentity": DECODE}.get(kind, {})
     if key in fixed:
         return fixed[key]
-    if key in ("width", "height") and kind in ("EmptyLatentImage", "SolidMask"):
+    if key in PIXELS.get(kind, ()):
         return value // SMALLER
     if key == "text":
         return PROMPTS[name] if title == "prompt" else ""

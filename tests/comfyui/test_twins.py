@@ -114,6 +114,30 @@ def test_edits_show_in_the_scenes(client, look, tmp_path):
     assert smiling[SMILE] > sad[SMILE] + 0.1 and old[AGE] > plain[AGE] + 0.1 and glasses[GLASSES] > plain[GLASSES] + 0.1
 
 
+def test_an_edit_in_place_shows_as_well_and_leaves_the_rest_of_the_picture(client, look, tmp_path):
+    """Smile and glasses of three people, beside the same edits from the start and everywhere."""
+
+    def changes(name, **settings):
+        """How far each attribute moved, and what changed outside the face's rectangle of the workflow."""
+        shown, around = [], []
+        for edit, factor in (("drawn/smile=2", SMILE), ("drawn/glasses=2", GLASSES)):
+            for person in range(3):
+                settings |= {"ImageFromBatch__batch_index": person, "WPlusEditStack__edits": edit}
+                folder = tmp_path / f"{name}-{factor}-{person}"
+                pair = pictures(client, graph("edit_in_place", **settings), folder)
+                change = pair.diff(dim=0).abs().mean((0, 1))
+                change[8:96, 24:104] = torch.nan
+                shown.append(look(pair).factors.diff(dim=0)[0, factor])
+                around.append(change.nanmean())
+        return torch.stack(shown).unflatten(0, (2, 3)).mean(1), torch.stack(around).mean()
+
+    shown, around = changes("in_place")
+    shown_anyway, around_anyway = changes("whole", WPlusEditInPlace__start_percent=0, SolidMask__value=1)
+    print(shown, around, shown_anyway, around_anyway)
+    assert (shown_anyway > 0.5).all() and (shown > 0.7 * shown_anyway).all()
+    assert around < 0.5 * around_anyway
+
+
 def test_pictures_show_what_the_prompt_says(client, look, tmp_path):
     """Clothes, place, light and style of the three rows of the story, by the judge."""
     (sheet,) = pictures(client, graph("story"), tmp_path)

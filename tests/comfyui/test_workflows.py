@@ -14,6 +14,7 @@ newest_only = pytest.mark.parametrize("server", ["newest"], indirect=True)
 OUTPUTS = {
     "anime": (1, 2, 1),
     "controlnet": (1, 3, 1),
+    "edit_in_place": (2, 0, 0),
     "live_editing": (1, 1, 0),
     "photo_batch": (3, 4, 3),
     "portrait": (1, 2, 1),

@@ -15,6 +15,7 @@ import torch
 from comfy.ldm.modules.attention import optimized_attention
 from comfy_setup import CHANNELS, small_model
 from comfyui_wplus.nodes.apply import Apply, parse_layers, stack_masks
+from comfyui_wplus.nodes.identity import EditInPlace
 from comfyui_wplus.nodes.patch import cross_attention_sites, latent_indices
 from comfyui_wplus.nodes.types import Placed
 from comfyui_wplus.wplus_core.errors import WPlusError
@@ -35,6 +36,10 @@ ANNA, BEN = person(1), person(2)
 def apply(model, adapter, *people, **options):
     identities = {f"identity{i}": p for i, p in enumerate(people)}
     return Apply.execute(model, adapter, identities, **{**OPTIONS, **options}).args[0]
+
+
+def in_place(identity, edited, start=0.4, mask=None):
+    return EditInPlace.execute(identity, edited, start, mask).args[0]
 
 
 def cond(seed, tokens=77, **options):
@@ -203,7 +208,6 @@ def test_two_people_with_masks(model, adapter):
     left = torch.zeros(1, 64, 64)
     left[..., :32] = 1
 
-
     def sides(a, b):
         return sample(apply(model, adapter, Placed(a, 1.0, left), Placed(b, 1.0, 1 - left)))
 
@@ -216,6 +220,52 @@ def test_a_mask_per_frame(model, adapter):
     out = sample(apply(model, adapter, Placed(ANNA, 1.0, masks)), noise(2, same=True))
     assert relative(out[:1], sample(apply(model, adapter, ANNA), noise(2, same=True))[:1]) < 1e-4
     assert relative(out[1:], sample(model, noise(2, same=True))[1:]) < 1e-6
+
+
+def test_an_edit_in_place_between_its_ends(model, adapter):
+    before, edited = sample(apply(model, adapter, ANNA)), sample(apply(model, adapter, BEN))
+    assert relative(sample(apply(model, adapter, in_place(ANNA, BEN, start=0.0))), edited) < 1e-4
+    assert relative(sample(apply(model, adapter, in_place(ANNA, BEN, 0.0, torch.ones(16, 16)))), edited) < 1e-4
+    assert relative(sample(apply(model, adapter, in_place(ANNA, BEN, start=1.0))), before) < 1e-4
+    assert relative(sample(apply(model, adapter, in_place(ANNA, BEN, 0.0, torch.zeros(16, 16)))), before) < 1e-4
+    assert relative(edited, before) > 0.01
+
+
+@pytest.mark.parametrize("negative", ["zeros", "none"])
+def test_an_edit_in_place_is_one_node_until_it_sets_in_and_another_after_it(model, adapter, negative):
+    own, face = torch.zeros(1, 64, 64), torch.zeros(1, 32, 32)
+    own[:, :48], face[..., :16] = 1, 1
+    large = face.repeat_interleave(2, 1).repeat_interleave(2, 2)
+    together = apply(model, adapter, in_place(Placed(ANNA, 0.7, own), BEN, 0.4, face), negative=negative)
+    after = Placed(BEN, 0.7, own * large), Placed(ANNA, 0.7, own * (1 - large))
+    first = apply(model, adapter, Placed(ANNA, 0.7, own), end_percent=0.4, negative=negative)
+    apart = apply(first, adapter, *after, start_percent=0.4, negative=negative)
+    assert relative(sample(together, steps=4), sample(apart, steps=4)) < 1e-4
+    assert relative(sample(together, steps=4), sample(first, steps=4)) > 0.001
+
+
+def test_each_persons_edit_sets_in_at_its_own_time_beside_people_without_one(model, adapter):
+    carl = Placed(person(3), 0.5)
+    together = apply(model, adapter, in_place(ANNA, BEN, 0.3), carl, in_place(BEN, ANNA, 0.7))
+    first = apply(model, adapter, ANNA, carl, BEN, end_percent=0.3)
+    second = apply(first, adapter, BEN, carl, BEN, start_percent=0.3, end_percent=0.7)
+    third = apply(second, adapter, BEN, carl, ANNA, start_percent=0.7)
+    assert relative(sample(together, steps=4), sample(third, steps=4)) < 1e-4
+
+
+def test_a_strip_of_edits_in_place(model, adapter):
+    edits = Identity(torch.cat([ANNA.w, BEN.w]), "edits")
+    x = noise(2, same=True)
+    out = sample(apply(model, adapter, in_place(ANNA, edits)), x)
+    assert relative(out[:1], sample(apply(model, adapter, ANNA), x)[:1]) < 1e-4
+    assert relative(out[1:], sample(apply(model, adapter, in_place(ANNA, BEN)), x)[1:]) < 1e-4
+
+
+def test_an_edit_in_place_of_an_edit_in_place_is_refused():
+    with pytest.raises(WPlusError, match=r"W\+ Edit Stack"):
+        in_place(in_place(ANNA, BEN), BEN)
+    with pytest.raises(WPlusError, match="Edit in Place: the mask holds NaN"):
+        in_place(ANNA, BEN, mask=torch.full((1, 8, 8), torch.nan))
 
 
 @pytest.mark.parametrize("h, w", [(20, 12), (9, 7)])
@@ -346,7 +396,8 @@ def test_no_tensor_is_read_back_inside_the_forward(model, adapter):
         return counts[1] - counts[0]
 
     mask = torch.ones(1, 64, 64)
-    patched = apply(model, adapter, Placed(ANNA, 1.0, mask), Placed(BEN, 0.5), start_percent=0.1, end_percent=0.9)
+    people = Placed(ANNA, 1.0, mask), Placed(BEN, 0.5), in_place(ANNA, BEN)
+    patched = apply(model, adapter, *people, start_percent=0.1, end_percent=0.9)
     assert reads_per_three_steps(patched) == reads_per_three_steps(model)
 
 
@@ -422,8 +473,10 @@ def test_torch_compile(model, adapter, before):
     expected = [sample(apply(model, adapter, ANNA, start_percent=0.3)), sample(apply(model, adapter, BEN, weight=0.5))]
     torch._dynamo.reset()
     for person_, options, want in ((ANNA, {"start_percent": 0.3}, expected[0]), (BEN, {"weight": 0.5}, expected[1])):
-        patched = apply(compiled(model), adapter, person_, **options) if before else compiled(
-            apply(model, adapter, person_, **options)
+        patched = (
+            apply(compiled(model), adapter, person_, **options)
+            if before
+            else compiled(apply(model, adapter, person_, **options))
         )
         assert relative(sample(patched), want) < 1e-5
     torch._dynamo.reset()
