@@ -133,7 +133,7 @@ def test_an_edit_in_place_shows_as_well_and_leaves_the_rest_of_the_picture(clien
 
     shown, around = changes("in_place")
     shown_anyway, around_anyway = changes("whole", WPlusEditInPlace__start_percent=0, SolidMask__value=1)
-    print(shown, around, shown_anyway, around_anyway)
+    print(f"moved {shown} (anyway {shown_anyway}), around the face {around:.4f} ({around_anyway:.4f})")  # for docs
     assert (shown_anyway > 0.5).all() and (shown > 0.7 * shown_anyway).all()
     assert around < 0.5 * around_anyway
 

@@ -27,9 +27,12 @@ from .pictures import CROP, SIZE, Pictures
 FULL = Objective(disen=0.15, reg=0.02, min_snr=5.0)
 STAGE1 = Objective(min_snr=5.0)
 VIEWS = Views(SIZE, erode=SIZE // 16, blur=3)  # kernels of the same share of the picture as the paper's
-WEAKER = 0.1  # times L_reg's weight, in the ablation
+WEAKER, STRONGER = 0.1, 50.0  # times the weights of L_reg and of L_disen, in the ablations
 DATA = ("aligned", "wild")
-TRAININGS = ("stage1", "full", "without_disen", "without_reg", "weaker_reg", "one_stage", "parallel_stage1", "parallel")
+TRAININGS = (
+    "stage1", "full", "without_disen", "stronger_disen", "without_reg", "weaker_reg", "one_stage", "parallel_stage1",
+    "parallel",
+)  # fmt: skip
 
 
 @dataclass(frozen=True)
@@ -62,6 +65,7 @@ def configs(out: Path, length: Length, start: Path | None = None) -> dict[str, C
     parallel1 = replace(one, adapter=None, parallel=True)
     variants = {
         "without_disen": replace(two, objective=replace(FULL, disen=0.0)),
+        "stronger_disen": replace(two, objective=replace(FULL, disen=STRONGER * FULL.disen)),
         "without_reg": replace(two, objective=replace(FULL, reg=0.0)),
         "weaker_reg": replace(two, objective=replace(FULL, reg=WEAKER * FULL.reg)),
         "one_stage": replace(two, adapter=None, train_mapping=True, images=length.stage1 + length.stage2),
