@@ -104,14 +104,14 @@ class Apply(io.ComfyNode):
         if not identities:
             raise WPlusError("Apply W+ Adapter: connect at least one identity")
         core = adapter.adapter
-        people = [share for i in identities.values() for share in shares_of(placed(i))]
+        shares = [share for i in identities.values() for share in shares_of(placed(i))]
+        people = [share.person for share in shares]
         sites = sites_of(model, core.config.channels)
         scales = [weight * s for s in parse_layers(layers, layer_weights, sites, core.config.channels)]
-        persons = [p.person for p in people]
         patch = WPlusPatch(
-            side_by_side(fold(core, p, scales) for p in persons),
-            side_by_side(fold_negative(core, p, scales, negative) for p in persons) if negative != "none" else None,
-            *masks_of(people),
+            side_by_side(fold(core, p, scales) for p in people),
+            side_by_side(fold_negative(core, p, scales, negative) for p in people) if negative != "none" else None,
+            *masks_of(shares),
             start_percent,
             end_percent,
             sites,
@@ -121,8 +121,8 @@ class Apply(io.ComfyNode):
 
 @dataclass(frozen=True)
 class Share:
-    """What one identity has of a picture. edit: the edit in place that takes from it, or gives to it if it is the
-    edited one (`after`)."""
+    """One identity's share of a picture. edit: the edit in place that takes it away, or that gives it, to the edited
+    identity (`after`)."""
 
     person: Placed
     edit: InPlace | None = None
@@ -136,16 +136,16 @@ def shares_of(person: Placed) -> list[Share]:
     return [Share(person, person.edit), Share(replace(person, identity=person.edit.identity), person.edit, after=True)]
 
 
-def masks_of(people: Sequence[Share]) -> tuple[Tensor | None, Switch | None]:
+def masks_of(shares: Sequence[Share]) -> tuple[Tensor | None, Switch | None]:
     """Masks [frames, I, H, W] as the sampling begins, None for everywhere, and what edits in place make of them."""
-    own = [p.person.mask for p in people]
-    if not any(p.edit for p in people):
+    own = [s.person.mask for s in shares]
+    if not any(s.edit for s in shares):
         return stack_masks(own), None
-    nowhere = torch.zeros(1, 1, 1)
-    edited = [p.edit.mask if p.edit else nowhere for p in people]
-    own, edited = stack_masks([torch.ones(1, 1, 1) if m is None else m for m in own] + edited).chunk(2, dim=1)
-    after = torch.tensor([p.after for p in people])[:, None, None]
-    starts = tuple(p.edit.start if p.edit else 0.0 for p in people)
+    nowhere, everywhere = torch.zeros(1, 1, 1), torch.ones(1, 1, 1)
+    edited = [s.edit.mask if s.edit else nowhere for s in shares]
+    own, edited = stack_masks([everywhere if m is None else m for m in own] + edited).chunk(2, dim=1)
+    after = torch.tensor([s.after for s in shares])[:, None, None]
+    starts = tuple(s.edit.start if s.edit else 0.0 for s in shares)
     return torch.where(after, 0.0, own), Switch(own * torch.where(after, edited, 1 - edited), starts)
 
 
@@ -185,7 +185,7 @@ def side_by_side(folds) -> FoldedAdapter:
 
 def stack_masks(masks: Sequence[Tensor | None]) -> Tensor | None:
     """MASKs [frames, H, W] or [H, W] → [frames, people, H, W] at the largest one's size; a missing one is all ones."""
-    masks = [m[None] if m is not None and m.ndim == 2 else m for m in masks]
+    masks = [None if m is None else (m[None] if m.ndim == 2 else m).cpu() for m in masks]  # --gpu-only has them there
     given = [m for m in masks if m is not None]
     if not given:
         return None

@@ -17,6 +17,10 @@ import uuid
 from pathlib import Path
 from typing import Any
 
+import torch
+from comfyui_wplus.client import Client, load, override
+from comfyui_wplus.wplus_core.photos import load_photo
+from comfyui_wplus.wplus_core.sheets import grid
 from PIL import Image
 from skimage.data import astronaut
 
@@ -31,6 +35,8 @@ from twins import FOLDER, WITHOUT, twin  # noqa: E402
 WORKFLOWS, DOCS = REPOSITORY / "workflows", REPOSITORY / "docs"
 COLUMN, GAP = 350, 56
 THUMBNAIL, FULL = 600, 1800  # widths in pixels
+IN_PLACE = "edit_in_place"
+IN_PLACE_OFF = ("Edit in place.start_percent=0", "Whole picture.value=1")
 STORY = "story"  # of the miniature alone, scripts/demo runs it
 IN_README = ("portrait", "two_people")
 # Pictures show the workflows as on a machine that has the files: the stand-ins go by the real names for them.
@@ -174,6 +180,23 @@ PANEL = """() => {
 }"""
 
 
+def in_place(server: Server) -> Image.Image:
+    """Three people of the miniature as they are, edited in place, and edited everywhere from the start: one noise."""
+    client, ways = Client(server.url), {"in place": (), "from the start": IN_PLACE_OFF}
+    rows = []
+    for person in range(1, 4):
+        pairs = []
+        for settings in ways.values():
+            workflow = load(WORKFLOWS / FOLDER / "api" / f"{IN_PLACE}.json")
+            for setting in (f"photo.batch_index={person}", "Edit.edits=drawn/smile=2 drawn/glasses=2", *settings):
+                override(client, workflow, setting)
+            with tempfile.TemporaryDirectory() as folder:
+                saved = client.fetch(client.run(workflow), Path(folder))
+                pairs.append([load_photo(path).pixels for path in saved])
+        rows += [pairs[0][0], *(after for _, after in pairs)]
+    return grid(torch.stack(rows), 1 + len(ways), column_labels=["as they are", *ways])
+
+
 def save_jpeg(image: Image.Image, path: Path, width: int) -> None:
     path.parent.mkdir(exist_ok=True)
     image.resize((width, round(image.height * width / image.width)), Image.Resampling.LANCZOS).save(path, quality=85)
@@ -204,6 +227,7 @@ def main() -> None:
             export(page, STORY, WORKFLOWS / FOLDER)
             if args.pictures:
                 panel(page).save(DOCS / "live_editing.jpg", quality=85)
+                in_place(server).save(DOCS / "miniature_in_place.png")
 
 
 if __name__ == "__main__":
