@@ -114,6 +114,7 @@ def test_edits_show_in_the_scenes(client, look, tmp_path):
     assert smiling[SMILE] > sad[SMILE] + 0.1 and old[AGE] > plain[AGE] + 0.1 and glasses[GLASSES] > plain[GLASSES] + 0.1
 
 
+@pytest.mark.parametrize("server", ["newest"], indirect=True)
 def test_an_edit_in_place_shows_as_well_and_leaves_the_rest_of_the_picture(client, look, tmp_path):
     """Smile and glasses of three people, beside the same edits from the start and everywhere."""
 
