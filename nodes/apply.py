@@ -121,19 +121,21 @@ class Apply(io.ComfyNode):
 
 @dataclass(frozen=True)
 class Share:
-    """One identity's share of a picture. edit: the edit in place that takes it away, or that gives it, to the edited
-    identity (`after`)."""
+    """One identity's share of a picture. after: it is the edited one, which an edit in place gives its share."""
 
     person: Placed
-    edit: InPlace | None = None
     after: bool = False
+
+    @property
+    def edit(self) -> InPlace | None:
+        return self.person.edit
 
 
 def shares_of(person: Placed) -> list[Share]:
     """One, or that of the unedited and that of the edited identity, which change over in the course of the sampling."""
     if person.edit is None:
         return [Share(person)]
-    return [Share(person, person.edit), Share(replace(person, identity=person.edit.identity), person.edit, after=True)]
+    return [Share(person), Share(replace(person, identity=person.edit.identity), after=True)]
 
 
 def masks_of(shares: Sequence[Share]) -> tuple[Tensor | None, Switch | None]:

@@ -23,7 +23,7 @@ from . import base, encoder, text, world
 from .pictures import CROP, SIZE, Pictures
 
 # Less than the paper's 1.5 and 1: with 1 the least of L_rec + L_reg is half way from the plain model to the person, and
-# more of L_disen seemed to cost likeness, as a change of the face shows around it in any case (docs/miniature.md).
+# more of L_disen costs likeness, as a change of the face shows around it in any case (docs/miniature.md).
 FULL = Objective(disen=0.15, reg=0.02, min_snr=5.0)
 STAGE1 = Objective(min_snr=5.0)
 VIEWS = Views(SIZE, erode=SIZE // 16, blur=3)  # kernels of the same share of the picture as the paper's
