@@ -11,6 +11,7 @@ sys.path.insert(0, os.environ["COMFYUI_CHECKOUT"])
 import comfy.cli_args  # noqa: E402
 
 comfy.cli_args.args.cpu = True
+comfy.cli_args.args.use_pytorch_cross_attention = True  # what a GPU gets; compiled it is one graph
 import comfy.model_management  # noqa: E402
 import comfy.model_patcher  # noqa: E402
 import comfy.sample  # noqa: E402

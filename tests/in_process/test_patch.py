@@ -465,16 +465,18 @@ def test_context_windows_give_each_frame_its_identity(model, adapter):
 
 
 @pytest.mark.parametrize("before", [True, False])
-def test_torch_compile(model, adapter, before):
+def test_torch_compile_makes_one_graph(model, adapter, before):
     from comfy_api.torch_helpers import set_torch_compile_wrapper
 
     def compiled(m):
         m = m.clone()
-        set_torch_compile_wrapper(m, backend="eager")
+        set_torch_compile_wrapper(m, backend="eager", fullgraph=True)
         return m
 
     expected = [sample(apply(model, adapter, ANNA, start_percent=0.3)), sample(apply(model, adapter, BEN, weight=0.5))]
     torch._dynamo.reset()
+    graphs = torch._dynamo.utils.counters["stats"]
+    graphs.clear()
     for person_, options, want in ((ANNA, {"start_percent": 0.3}, expected[0]), (BEN, {"weight": 0.5}, expected[1])):
         patched = (
             apply(compiled(model), adapter, person_, **options)
@@ -482,6 +484,7 @@ def test_torch_compile(model, adapter, before):
             else compiled(apply(model, adapter, person_, **options))
         )
         assert relative(sample(patched), want) < 1e-5
+    assert graphs["unique_graphs"] == 1  # one for all: neither another person nor when the adapter acts needs a second
     torch._dynamo.reset()
 
 
