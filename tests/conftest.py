@@ -1,6 +1,8 @@
 """Random numbers that are the same in every run, and tests spread over pytest-xdist's workers."""
 
+import io
 import os
+import subprocess
 
 import numpy as np
 import pytest
@@ -34,3 +36,18 @@ def pytest_itemcollected(item):
     for group in GROUPS:
         if group in parameters:
             item.add_marker(pytest.mark.xdist_group({"sampling": "unet"}.get(group, group)))
+
+
+@pytest.fixture
+def command_line(capsys, monkeypatch):
+    """Calls a main(argv) as its command does, in this Python: another takes seconds to begin."""
+
+    def run(main, *arguments, answer=""):
+        monkeypatch.setattr("sys.stdin", io.StringIO(answer))
+        try:
+            status = main([str(a) for a in arguments])
+        except SystemExit as stop:
+            status = stop.code
+        return subprocess.CompletedProcess(arguments, status, *capsys.readouterr())
+
+    return run

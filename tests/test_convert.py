@@ -1,5 +1,6 @@
 """The two command lines of the core, as a user runs them."""
 
+import importlib
 import subprocess
 import sys
 
@@ -11,9 +12,12 @@ from comfyui_wplus.wplus_core.adapter import AdapterConfig, WPlusAdapter
 from comfyui_wplus.wplus_core.direction_files import load_directions
 
 
-def run(module, *args):
-    command = [sys.executable, "-m", f"comfyui_wplus.wplus_core.{module}", *map(str, args)]
-    return subprocess.run(command, capture_output=True, text=True)
+@pytest.fixture
+def run(command_line):
+    def run(module, *args):
+        return command_line(importlib.import_module(f"comfyui_wplus.wplus_core.{module}").main, *args)
+
+    return run
 
 
 @pytest.fixture(scope="module")
@@ -24,7 +28,7 @@ def adapter_bin(tmp_path_factory):
     return path
 
 
-def test_there_and_back(adapter_bin, tmp_path):
+def test_there_and_back(run, adapter_bin, tmp_path):
     ours, back = tmp_path / "adapter.safetensors", tmp_path / "back.bin"
     done = run("convert", adapter_bin, ours)
     assert done.returncode == 0 and "W+ adapter, 154" in done.stdout, done
@@ -33,19 +37,19 @@ def test_there_and_back(adapter_bin, tmp_path):
     assert all(torch.equal(x, b[part][k]) for part in a for k, x in a[part].items())
 
 
-def test_half_precision(adapter_bin, tmp_path):
+def test_half_precision(run, adapter_bin, tmp_path):
     assert run("convert", adapter_bin, tmp_path / "half.safetensors", "--dtype", "float16").returncode == 0
     assert {x.dtype for x in ck.load_adapter(tmp_path / "half.safetensors").state_dict().values()} == {torch.float16}
 
 
-def test_inspect_an_adapter(adapter_bin):
+def test_inspect_an_adapter(run, adapter_bin):
     done = run("inspect", adapter_bin)
     assert done.returncode == 0, done.stderr
     for part in ("a W+ adapter", "7,079,424", "31,559,680", "16 layers", "(54 float32)", "sha256", "not recorded"):
         assert part in done.stdout
 
 
-def test_a_bare_tensor_is_what_the_user_says(tmp_path):
+def test_a_bare_tensor_is_what_the_user_says(run, tmp_path):
     torch.save(torch.randn(1, 18, 512), tmp_path / "x.pth")
     assert "identity's code or an editing direction" in run("inspect", tmp_path / "x.pth").stdout
     assert run("convert", tmp_path / "x.pth", tmp_path / "i.safetensors").returncode == 0
@@ -55,7 +59,7 @@ def test_a_bare_tensor_is_what_the_user_says(tmp_path):
     assert "direction                 x:" in run("inspect", tmp_path / "d.safetensors").stdout
 
 
-def test_errors_are_one_line(tmp_path):
+def test_errors_are_one_line(run, tmp_path):
     path = tmp_path / "lora.safetensors"
     safetensors.torch.save_file({"lora_unet_x.lora_down.weight": torch.zeros(1)}, path)
     done = run("convert", path, tmp_path / "out.safetensors")
@@ -63,3 +67,12 @@ def test_errors_are_one_line(tmp_path):
     assert not (tmp_path / "out.safetensors").exists()
     assert "a LoRA, which this pack does not load" in run("inspect", path).stdout
     assert "ending in .safetensors" in run("convert", path, tmp_path / "out.txt").stderr
+
+
+@pytest.mark.parametrize("module", ["convert", "inspect"])
+def test_the_modules_run_by_their_names(module, tmp_path):
+    (tmp_path / "x.bin").write_bytes(b"nothing")
+    arguments = [tmp_path / "x.bin", *([tmp_path / "y.safetensors"] if module == "convert" else [])]
+    command = [sys.executable, "-W", "error::RuntimeWarning", "-m", f"comfyui_wplus.wplus_core.{module}", *arguments]
+    done = subprocess.run(command, capture_output=True, text=True)
+    assert done.returncode == 1 and "x.bin" in done.stderr and len(done.stderr.splitlines()) == 1, done

@@ -1,5 +1,6 @@
 """scripts/download.py against a web server of its own: whole files, files that broke off, damaged ones, none."""
 
+import functools
 import hashlib
 import importlib.util
 import subprocess
@@ -86,7 +87,7 @@ def test_a_download_that_broke_off_goes_on(download, web, tmp_path, resumable):
     assert web.seen[-1] == ("GET", f"/{HASHED}", "bytes=1000000-")
 
 
-@pytest.mark.parametrize("there", [DATA, DATA + b"more"])
+@pytest.mark.parametrize("there", [DATA, DATA + b"more"], ids=["whole", "too long"])
 def test_a_part_that_is_whole_or_too_long(download, web, tmp_path, there):
     (tmp_path / f"{HASHED}.part").write_bytes(there)
     assert get(download, web, tmp_path, HASHED) == DATA
@@ -99,12 +100,15 @@ def test_a_damaged_file_is_not_kept(download, web, tmp_path):
     assert not list(tmp_path.iterdir())
 
 
-def run(*arguments, answer=""):
-    command = [sys.executable, SCRIPT, *arguments]
-    return subprocess.run(command, capture_output=True, text=True, input=answer)
+@pytest.fixture
+def run(download, command_line):
+    return functools.partial(command_line, download.main)
 
 
 def test_it_shows_all_and_asks_first(web, tmp_path):
+    def run(*arguments, answer):
+        return subprocess.run([sys.executable, SCRIPT, *arguments], capture_output=True, text=True, input=answer)
+
     web.files["wplus_adapter.bin"] = DATA
     done = run("--from", web.url, "--models", tmp_path, answer="n\n")
     assert done.returncode == 1 and not list(tmp_path.iterdir())
@@ -113,7 +117,7 @@ def test_it_shows_all_and_asks_first(web, tmp_path):
     assert all(method == "HEAD" for method, _, _ in web.seen)
 
 
-def test_it_fetches_what_is_named_once(web, tmp_path):
+def test_it_fetches_what_is_named_once(run, web, tmp_path):
     web.files["wplus_adapter_stage1.bin"] = DATA
     options = ["--from", web.url, "--models", tmp_path, "wplus_adapter_stage1.bin"]
     assert run(*options, answer="y\n").returncode == 0
@@ -123,13 +127,13 @@ def test_it_fetches_what_is_named_once(web, tmp_path):
     assert again.returncode == 0 and "is there already" in again.stdout and len(web.seen) == asked
 
 
-def test_what_cannot_be_had_is_an_error(web, tmp_path):
+def test_what_cannot_be_had_is_an_error(run, web, tmp_path):
     done = run("--from", web.url, "--models", tmp_path, "--yes", "wplus_adapter.bin")
     assert done.returncode == 1 and "wplus_adapter.bin: HTTP Error 404" in done.stderr
     assert run("nothing.bin").returncode == 2
 
 
-def test_directions_come_together_as_our_folders_group_them(download, web, tmp_path):
+def test_directions_come_together_as_our_folders_group_them(run, download, web, tmp_path):
     names = [w.name for w in download.WEIGHTS if w.called == "directions"]
     assert len(names) == len(set(names))  # a mirror has them all in one folder
     web.files |= dict.fromkeys(names, DATA)

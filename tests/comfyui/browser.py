@@ -55,6 +55,11 @@ class Frontend:
         self.page.evaluate("workflow => app.loadGraphData(workflow)", workflow)
         self.page.evaluate("() => app.extensionManager.command.execute('Comfy.Canvas.FitView')")
 
+    def clear(self) -> None:
+        """An empty graph, seen as in a new window."""
+        self.page.evaluate("() => app.loadGraphData({ nodes: [], links: [], version: 0.4 })")
+        self.page.evaluate("() => app.canvas.ds.reset()")
+
     def load_api(self, prompt: dict[str, dict[str, Any]], name: str = "workflow") -> None:
         """Lays out an API-format workflow; serialize() then gives its UI form."""
         self.page.evaluate("([prompt, name]) => app.loadApiJson(prompt, name)", [prompt, name])

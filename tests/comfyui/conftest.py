@@ -48,11 +48,20 @@ def browser():
         yield browser
 
 
-@pytest.fixture
-def frontend(browser, server):
+@pytest.fixture(scope="session")
+def editor(browser, server):
+    """One page for all tests: opening the editor takes longer than any of them."""
     with Frontend(browser, server.url) as page:
         yield page
-        assert not page.errors, page.errors
+
+
+@pytest.fixture
+def frontend(editor):
+    """The editor with an empty graph."""
+    editor.clear()
+    yield editor
+    errors, editor.errors = editor.errors, []
+    assert not errors, errors
 
 
 @pytest.fixture

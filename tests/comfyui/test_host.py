@@ -9,6 +9,8 @@ import pytest
 from comfyui_wplus.client import Client, ComfyError, main, resolve
 from PIL import Image
 
+from .browser import Frontend
+
 TEXT_TO_IMAGE = {
     "1": {"class_type": "CheckpointLoaderSimple", "inputs": {"ckpt_name": "untrained_sd.safetensors"}},
     "2": {"class_type": "CLIPTextEncode", "inputs": {"text": "a face", "clip": ["1", 1]}, "_meta": {"title": "prompt"}},
@@ -212,10 +214,11 @@ def test_frontend_opens_a_graph_and_exports_the_same_prompt(frontend, graph, tmp
     assert frontend.screenshot(tmp_path / "screen.png").stat().st_size > 20_000
 
 
-def test_frontend_unknown_node_is_an_error(frontend, graph):
-    frontend.load_api(graph)
-    editor_format = frontend.serialize()
-    editor_format["nodes"][-1]["type"] = "NoSuchNode"
-    frontend.load(editor_format)
-    with pytest.raises(AssertionError, match="does not know"):
-        frontend.prompt()
+def test_frontend_unknown_node_is_an_error(browser, server, graph):
+    with Frontend(browser, server.url) as page:  # its own, as a dialog about the node stays open in it
+        page.load_api(graph)
+        editor_format = page.serialize()
+        editor_format["nodes"][-1]["type"] = "NoSuchNode"
+        page.load(editor_format)
+        with pytest.raises(AssertionError, match="does not know"):
+            page.prompt()

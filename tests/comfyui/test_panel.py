@@ -12,28 +12,12 @@ from comfyui_wplus.wplus_core.errors import WPlusError
 from comfyui_wplus.wplus_core.identity import Identity
 from playwright.sync_api import expect
 
-from .browser import Frontend
-
 NODE = """() => {
     const node = window.stack = LiteGraph.createNode("WPlusEditStack");
     node.pos = [300, 120];
     app.graph.add(node);
 }"""
 MODULE = "import('/extensions/ComfyUI-WPlus/edits.js')"
-
-
-@pytest.fixture(scope="module")
-def opened(browser, server):
-    """One page for all tests here: opening the editor takes longer than any of them."""
-    with Frontend(browser, server.url) as page:
-        yield page
-
-
-@pytest.fixture
-def frontend(opened):
-    opened.page.evaluate("() => app.loadGraphData({ nodes: [], links: [], version: 0.4 })")
-    yield opened
-    assert not opened.errors, opened.errors
 
 
 @pytest.fixture
