@@ -14,14 +14,13 @@ import pytest
 from comfyui_wplus.client import ComfyError
 from PIL import Image, ImageOps
 
-from .workflows import by_title, fetched, pixels, small
+from .workflows import by_title, fetched, newest_only, pixels, small
 
 SNAPSHOT = Path(__file__).with_name("object_info.json")
 KEPT = (
     "display_name", "description", "category", "search_aliases", "input", "input_order", "output", "output_name",
     "output_tooltips", "output_is_list", "output_node", "deprecated", "experimental",
 )  # fmt: skip
-newest_only = pytest.mark.parametrize("server", ["newest"], indirect=True)
 
 
 def our_nodes(client):

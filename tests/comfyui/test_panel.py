@@ -12,6 +12,8 @@ from comfyui_wplus.wplus_core.errors import WPlusError
 from comfyui_wplus.wplus_core.identity import Identity
 from playwright.sync_api import expect
 
+from .workflows import newest_only
+
 NODE = """() => {
     const node = window.stack = LiteGraph.createNode("WPlusEditStack");
     node.pos = [300, 120];
@@ -335,7 +337,7 @@ def test_undo_takes_a_move_back(panel):
     assert text(panel) == "" and len(panel.serialize()["nodes"]) == 1
 
 
-@pytest.mark.parametrize("server", ["newest"], indirect=True)
+@newest_only
 def test_it_works_in_nodes_2(panel):
     setting = "on => app.extensionManager.setting.set('Comfy.VueNodes.Enabled', on)"
     panel.page.evaluate(setting, True)

@@ -1,4 +1,7 @@
-"""The workflows' twins on the trained miniature, through ComfyUI: what the pictures show, not only their shapes."""
+"""The workflows' twins on the trained miniature, through ComfyUI: what the pictures show, not only their shapes.
+
+Scenes are judged on the newest ComfyUI; that the oldest paints the same is test_miniature.py's to say.
+"""
 
 import json
 import sys
@@ -11,7 +14,7 @@ from comfyui_wplus.train.mini.witness import Witness
 from comfyui_wplus.wplus_core.photos import load_photo
 
 from .server import REPOSITORY
-from .workflows import FOLDER, NAMES, fetched
+from .workflows import FOLDER, NAMES, fetched, newest_only
 
 sys.path.append(str(REPOSITORY / "scripts"))
 import twins  # noqa: E402
@@ -70,7 +73,7 @@ def test_a_twin_runs(client, name, tmp_path):
     assert found.shape[-1] >= SIDE and found.std() > 0.05
 
 
-@pytest.mark.parametrize("server", ["newest"], indirect=True)
+@newest_only
 @pytest.mark.parametrize("name", NAMES_OF_TWINS)
 def test_the_editor_opens_a_twin_and_exports_it(frontend, name):
     frontend.load(json.loads((TWINS / f"{name}.json").read_text(encoding="utf-8")))
@@ -92,6 +95,7 @@ def test_the_storys_codes_smile_age_and_wear_glasses(client, look, tmp_path):
     assert old[AGE] > plain[AGE] + 0.5 and glasses[GLASSES] > plain[GLASSES] + 0.7
 
 
+@newest_only
 def test_the_person_comes_into_the_scene(client, look, tmp_path):
     """Eight people in the same scene and noise, by the judge; by chance one of them would be recognised."""
     who = pack.people()
@@ -104,6 +108,7 @@ def test_the_person_comes_into_the_scene(client, look, tmp_path):
     assert (nearest == torch.arange(len(who))).sum() >= 4
 
 
+@newest_only
 def test_edits_show_in_the_scenes(client, look, tmp_path):
     """Of three people in three scenes, the same noise in a row: the mean of the judge's reading."""
     rows = []
@@ -114,7 +119,7 @@ def test_edits_show_in_the_scenes(client, look, tmp_path):
     assert smiling[SMILE] > sad[SMILE] + 0.1 and old[AGE] > plain[AGE] + 0.1 and glasses[GLASSES] > plain[GLASSES] + 0.1
 
 
-@pytest.mark.parametrize("server", ["newest"], indirect=True)
+@newest_only
 def test_an_edit_in_place_shows_as_well_and_leaves_the_rest_of_the_picture(client, look, tmp_path):
     """Smile and glasses of three people, beside the same edits from the start and everywhere."""
 
@@ -139,6 +144,7 @@ def test_an_edit_in_place_shows_as_well_and_leaves_the_rest_of_the_picture(clien
     assert around < 0.5 * around_anyway
 
 
+@newest_only
 def test_pictures_show_what_the_prompt_says(client, look, tmp_path):
     """Clothes, place, light and style of the three rows of the story, by the judge."""
     (sheet,) = pictures(client, graph("story"), tmp_path)

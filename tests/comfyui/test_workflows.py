@@ -7,9 +7,8 @@ import pytest
 from comfyui_wplus.wplus_core.checkpoints import load_identity
 from PIL import Image, ImageOps
 
-from .workflows import FOLDER, NAMES, SIZE, fetched, pixels, small
+from .workflows import FOLDER, NAMES, SIZE, fetched, newest_only, pixels, small
 
-newest_only = pytest.mark.parametrize("server", ["newest"], indirect=True)
 # Pictures, previews (a saved identity shows its thumbnail) and codes in the saved identity.
 OUTPUTS = {
     "anime": (1, 2, 1),

@@ -2,6 +2,7 @@
 
 from pathlib import Path
 
+import pytest
 from comfyui_wplus.client import Client, Workflow, load, override, title_of
 from PIL import Image
 
@@ -24,6 +25,7 @@ SMALL = {
     ),
 }  # fmt: skip
 SIZE = (96, 64)
+newest_only = pytest.mark.parametrize("server", ["newest"], indirect=True)
 
 
 def small(client: Client, name: str, photo: Path, *settings: str) -> Workflow:
