@@ -1,7 +1,4 @@
-"""The workflows' twins on the trained miniature, through ComfyUI: what the pictures show, not only their shapes.
-
-Scenes are judged on the newest ComfyUI; that the oldest paints the same is test_miniature.py's to say.
-"""
+"""The workflows' twins on the trained miniature, through ComfyUI: what the pictures show, not only their shapes."""
 
 import json
 import sys
@@ -95,7 +92,6 @@ def test_the_storys_codes_smile_age_and_wear_glasses(client, look, tmp_path):
     assert old[AGE] > plain[AGE] + 0.5 and glasses[GLASSES] > plain[GLASSES] + 0.7
 
 
-@newest_only
 def test_the_person_comes_into_the_scene(client, look, tmp_path):
     """Eight people in the same scene and noise, by the judge; by chance one of them would be recognised."""
     who = pack.people()
@@ -108,7 +104,6 @@ def test_the_person_comes_into_the_scene(client, look, tmp_path):
     assert (nearest == torch.arange(len(who))).sum() >= 4
 
 
-@newest_only
 def test_edits_show_in_the_scenes(client, look, tmp_path):
     """Of three people in three scenes, the same noise in a row: the mean of the judge's reading."""
     rows = []
@@ -144,7 +139,6 @@ def test_an_edit_in_place_shows_as_well_and_leaves_the_rest_of_the_picture(clien
     assert around < 0.5 * around_anyway
 
 
-@newest_only
 def test_pictures_show_what_the_prompt_says(client, look, tmp_path):
     """Clothes, place, light and style of the three rows of the story, by the judge."""
     (sheet,) = pictures(client, graph("story"), tmp_path)
